@@ -1,0 +1,48 @@
+//! One table of the sizes and times that shape Rewound, with the reason for each.
+
+use std::time::Duration;
+
+/// Raw bytes at which a segment may be cut (12 MiB): below it the cut would make too many objects.
+pub const SEGMENT_MIN: usize = 12 << 20;
+/// Raw bytes a segment aims at (16 MiB): about 5 MiB stored, a good size for one request to object
+/// storage, and small enough that three in flight fit the memory bound.
+pub const SEGMENT_TARGET: usize = 16 << 20;
+/// Raw bytes at which a segment is cut wherever it stands (20 MiB), so that memory stays bounded.
+pub const SEGMENT_MAX: usize = 20 << 20;
+/// Raw bytes of one frame (512 KiB): what one `find` must fetch and decode; larger frames compress
+/// less than 1 % better on JSON of 1 KB.
+pub const FRAME: usize = 512 << 10;
+/// Attachments smaller than this (1 MiB) are packed into segments; an object each would cost more
+/// in requests than in bytes.
+pub const ATTACHMENT_PACKED: usize = 1 << 20;
+/// Raw bytes of one part of a large attachment (16 MiB): bounds memory to a few parts in flight.
+pub const PART: usize = 16 << 20;
+/// Raw bytes a source should put into one batch (256 KiB): large enough that channel costs vanish.
+pub const BATCH: usize = 256 << 10;
+/// Documents a source should put into one batch at most.
+pub const BATCH_DOCUMENTS: usize = 8192;
+/// Batches that may wait between a source and the vault (8, so about 2 MiB).
+pub const QUEUE: usize = 8;
+/// The largest single document (48 MiB): three times MongoDB's, above what any supported engine
+/// takes; larger input is refused before anything is written.
+pub const DOCUMENT_MAX: usize = 48 << 20;
+/// Raw bytes that a frame may claim when it is decoded: bounds decompression of hostile input.
+pub const FRAME_MAX: usize = DOCUMENT_MAX + (16 << 20);
+/// Keys in one key filter (16 million): its table is held in memory at 8 bytes a key while a
+/// backup runs.
+pub const FILTER_KEYS: usize = 16 << 20;
+/// Segments named in one key filter (256): each partition repeats their table.
+pub const FILTER_SEGMENTS: usize = 256;
+/// Keys in one partition of a key filter (131,072): about 400 KiB, what one `find` reads.
+pub const FILTER_PARTITION_KEYS: usize = 128 << 10;
+/// Layers of one point after which the next backup stores everything again.
+pub const LAYERS_MAX: usize = 64;
+/// How often a run renews its sign of life in the vault.
+pub const ACTIVE_RENEW: Duration = Duration::from_secs(60);
+/// After this long without a sign of life a run counts as dead (24 h by the storage's clock):
+/// longer than any suspended laptop or stuck upload that might come back.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// The longest that live changes wait for being written to local storage.
+pub const FLUSH_LOCAL: Duration = Duration::from_secs(1);
+/// The longest that live changes wait for being written to remote storage.
+pub const FLUSH_REMOTE: Duration = Duration::from_secs(10);

@@ -1,0 +1,140 @@
+//! Which part of a source or vault is meant.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Which collections and documents are meant. Patterns are names of collections, with `*` for
+/// any number of any characters and `?` for one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// Only these collections; empty means all. `NS/KEY` means one document.
+    pub only: Vec<String>,
+    /// All but these collections.
+    pub exclude: Vec<String>,
+    /// Whether attachments are left out.
+    pub no_attachments: bool,
+    /// Leave bad input out and list it, instead of refusing everything.
+    pub skip_bad: bool,
+}
+
+impl Selection {
+    /// Whether a collection with this name is meant, whole or in part.
+    pub fn takes(&self, collection: &str) -> bool {
+        let only = self.only.is_empty()
+            || self.only.iter().any(|p| glob_matches(p, collection) || split_key(p, collection).is_some());
+        only && !self.exclude.iter().any(|p| glob_matches(p, collection))
+    }
+
+    /// Whether the document with this key, of a collection that is meant, is meant too.
+    pub fn takes_key(&self, collection: &str, key: &[u8]) -> bool {
+        self.only.is_empty()
+            || self.only.iter().any(|p| {
+                glob_matches(p, collection) || split_key(p, collection).is_some_and(|k| k.as_bytes() == key)
+            })
+    }
+
+    /// Whether all documents of a collection that is meant are meant.
+    pub fn takes_all_of(&self, collection: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|p| glob_matches(p, collection))
+    }
+}
+
+/// The key of `NS/KEY` if NS is this collection.
+fn split_key<'a>(pattern: &'a str, collection: &str) -> Option<&'a str> {
+    pattern.strip_prefix(collection)?.strip_prefix('/')
+}
+
+/// Whether a name matches a pattern with `*` and `?`.
+pub fn glob_matches(pattern: &str, name: &str) -> bool {
+    let (p, n): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut pi, mut ni) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while ni < n.len() {
+        if pi < p.len() && p[pi] == '*' {
+            star = Some((pi, ni));
+            pi += 1;
+        } else if pi < p.len() && (p[pi] == '?' || p[pi] == n[ni]) {
+            pi += 1;
+            ni += 1;
+        } else if let Some((sp, sn)) = star {
+            star = Some((sp, sn + 1));
+            pi = sp + 1;
+            ni = sn + 1;
+        } else {
+            return false;
+        }
+    }
+    p[pi..].iter().all(|c| *c == '*')
+}
+
+/// What to do when the target already holds data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IfExists {
+    /// Refuse, naming what is there.
+    #[default]
+    Fail,
+    /// Put the restored collections in the place of those that are there.
+    Replace,
+    /// Write into what is there; documents with the same key are overwritten.
+    Merge,
+}
+
+/// How to restore.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreOptions {
+    /// What to restore.
+    pub selection: Selection,
+    /// New names for collections: (name in the vault, name in the target).
+    pub rename: Vec<(String, String)>,
+    /// What to do when the target holds data.
+    pub if_exists: IfExists,
+}
+
+impl RestoreOptions {
+    /// The name in the target of a collection.
+    pub fn target_name<'a>(&'a self, collection: &'a str) -> &'a str {
+        self.rename.iter().find(|(from, _)| from == collection).map_or(collection, |(_, to)| to)
+    }
+
+    /// Adds a renaming written as `A=B`.
+    pub fn add_rename(&mut self, text: &str) -> Result<()> {
+        match text.split_once('=') {
+            Some((from, to)) if !from.is_empty() && !to.is_empty() => {
+                self.rename.push((from.to_owned(), to.to_owned()));
+                Ok(())
+            }
+            _ => Err(Error::input(format!("--rename {text}: write it as OLD=NEW"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (p, n, yes) in [
+            ("*", "", true),
+            ("a*c", "abbc", true),
+            ("a*c", "abbd", false),
+            ("a?c", "abc", true),
+            ("**x", "yx", true),
+            ("", "x", false),
+            ("ü*", "über", true),
+        ] {
+            assert_eq!(glob_matches(p, n), yes, "{p} on {n}");
+        }
+    }
+
+    #[test]
+    fn one_document() {
+        let s = Selection { only: vec!["books/a/b".into()], ..Selection::default() };
+        assert!(s.takes("books"));
+        assert!(!s.takes("book"));
+        assert!(s.takes_key("books", b"a/b"));
+        assert!(!s.takes_key("books", b"a"));
+        assert!(!s.takes_all_of("books"));
+    }
+}

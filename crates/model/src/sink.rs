@@ -1,0 +1,33 @@
+//! Where documents go to.
+
+use crate::{AttachmentStore, Batch, CollectionInfo, Description, Leftovers, RestoreOptions, RestorePlan, RestoreReport, Result};
+use async_trait::async_trait;
+use std::sync::Arc;
+
+/// A database, a dump or a folder that documents can be written to.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// What a restore of `what` would do here, without side effects: phases, names, losses. Refuses
+    /// what cannot work, and a target that holds data if the options say so, naming that data.
+    async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan>;
+
+    /// Starts writing. Content of attachments is taken from `attachments`.
+    async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>>;
+}
+
+/// A restore under way.
+#[async_trait]
+pub trait SinkSession: Send + Sync {
+    /// Makes or updates a collection. Comes before its first batch.
+    async fn catalog(&self, collection: &CollectionInfo) -> Result<()>;
+
+    /// Writes documents; writing the same batch twice has the effect of writing it once. Batches of
+    /// an ordered collection come in order, others in any order and side by side.
+    async fn write(&self, batch: Batch) -> Result<()>;
+
+    /// Completes everything and makes it durable.
+    async fn finish(self: Box<Self>) -> Result<RestoreReport>;
+
+    /// Gives up, taking back what can be taken back.
+    async fn abort(self: Box<Self>) -> Leftovers;
+}

@@ -1,0 +1,171 @@
+//! Where documents come from.
+
+use crate::{
+    AttachmentStore, Batch, CollectionInfo, Description, EngineTime, Error, Position, Result, Selection, Skipped,
+};
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What a scan gives.
+pub type ScanStream = BoxStream<'static, Result<ScanItem>>;
+/// What following changes gives.
+pub type ChangeStream = BoxStream<'static, Result<ChangeItem>>;
+
+/// What is known of a source from its last point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceState {
+    /// Identity of the source at that point.
+    pub identity: String,
+    /// Where to go on, if the engine has resume points.
+    pub position: Option<Position>,
+    /// The engine time of that point.
+    pub time: EngineTime,
+}
+
+/// How a source is going to be read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Plan {
+    /// Everything is read, part by part; what has not changed is found out by comparing.
+    Scan {
+        /// The resume point taken before the scan, from which changes would go on.
+        start: Option<Position>,
+        /// What is read, largest first where that is known.
+        parts: Vec<Part>,
+        /// What can be said of the state that the scan sees.
+        consistency: Consistency,
+        /// Bad input that is left out, on the user's request.
+        skipped: Vec<Skipped>,
+    },
+    /// Only changes since a position are read.
+    Changes {
+        /// Where they start.
+        from: Position,
+    },
+    /// History was lost; after recording the gap, everything is read again.
+    Gap {
+        /// What was lost.
+        gap: Gap,
+        /// The new scan.
+        then: Box<Plan>,
+    },
+}
+
+/// What can be said of the state that a scan sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// All documents as they were at one time.
+    OneTime,
+    /// Each document as it was when it was read.
+    PerDocument,
+}
+
+/// A piece of a scan that can be read on its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// The collection it belongs to.
+    pub collection: CollectionInfo,
+    /// What the engine needs to find it; opaque to others.
+    pub token: String,
+    /// Documents expected, where known.
+    pub documents: Option<u64>,
+    /// Bytes expected, attachments included, where known.
+    pub bytes: Option<u64>,
+}
+
+/// An interval in which history was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The last time that is known.
+    pub from: EngineTime,
+    /// The first time that is known again; none while it is still open.
+    pub to: Option<EngineTime>,
+    /// Why.
+    pub why: String,
+}
+
+/// One item of a scan.
+#[derive(Debug, Clone)]
+pub enum ScanItem {
+    /// Documents.
+    Batch(Batch),
+    /// What a collection is now; comes before its first batch if it differs from the plan's.
+    Catalog(CollectionInfo),
+    /// Something bad was left out, on the user's request.
+    Skipped(Skipped),
+    /// All up to here was as it is at `true_at`.
+    Progress {
+        /// The engine time that the documents so far are true at.
+        true_at: EngineTime,
+    },
+}
+
+/// Until when to follow changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Until there is nothing more right now.
+    Now,
+    /// For ever.
+    Stopped,
+}
+
+/// One item of a feed of changes.
+#[derive(Debug, Clone)]
+pub enum ChangeItem {
+    /// Changes, in order.
+    Batch(ChangeBatch),
+    /// What a collection is from now on.
+    Catalog(CollectionInfo),
+    /// All changes so far are complete up to this position: a restore may stop here.
+    Commit {
+        /// Where to go on.
+        position: Position,
+        /// The engine time up to which all changes have been given.
+        time: EngineTime,
+    },
+    /// History was lost.
+    Gap(Gap),
+}
+
+/// Changes of one collection and one kind.
+#[derive(Debug, Clone)]
+pub struct ChangeBatch {
+    /// Keys, and bodies of documents, patches or nothing.
+    pub batch: Batch,
+    /// The engine time of each change, in the order of the documents of the batch.
+    pub times: Vec<EngineTime>,
+}
+
+/// A database, a dump, a folder or a vault that documents can be read from.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// What it is: identity, version, collections, feed, and what a backup of it cannot contain.
+    async fn describe(&self) -> Result<Description>;
+
+    /// How it will be read, with everything checked that can be checked beforehand: bad input is
+    /// refused here, before anything is written anywhere.
+    async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan>;
+
+    /// Reads one part of a plan to its end. Content of attachments goes to `attachments` before
+    /// the batch that refers to it comes out. Documents of an ordered collection come in order.
+    async fn read(&self, part: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream>;
+
+    /// Follows changes from a position. Sources without a feed say that they have none.
+    async fn changes(
+        &self,
+        from: &Position,
+        until: Until,
+        attachments: Arc<dyn AttachmentStore>,
+    ) -> Result<ChangeStream> {
+        let _ = (from, until, attachments);
+        Err(Error::unsupported("this source has no feed of changes"))
+    }
+
+    /// All up to this position is stored: the engine may forget its part of the history.
+    async fn durable(&self, upto: &Position) -> Result<()> {
+        let _ = upto;
+        Ok(())
+    }
+}

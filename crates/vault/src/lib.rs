@@ -1,0 +1,3 @@
+//! The vault: one open, incremental, encrypted, deduplicated repository of backups.
+
+pub mod storage;
