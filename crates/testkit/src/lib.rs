@@ -1,1 +1,9 @@
-//! Under construction.
+//! What Rewound's tests share: conformance suites for sources, sinks and storage, storage with
+//! faults, and generators of hard documents. A dev-dependency only.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod documents;
+pub mod faulty;
+pub mod sink;
+pub mod source;
+pub mod storage;
