@@ -46,6 +46,8 @@ pub enum Kind {
     Revision,
     /// Keys that are deleted; bodies are empty, or what the engine keeps of a deleted document.
     Tombstone,
+    /// Keys that are deleted of another kind space than documents ([`Kind::space`]).
+    TombstoneOf(String),
     /// An incremental change to a document, in the engine's own encoding; only in the change log.
     Patch,
     /// Documents that the engine does not replicate (CouchDB's `_local`).
@@ -72,8 +74,18 @@ impl Kind {
             Kind::Counter => "counter",
             Kind::TimeSeries => "time-series",
             Kind::Attachment => "attachment",
-            Kind::Meta(name) => name,
+            Kind::Meta(name) | Kind::TombstoneOf(name) => name,
         }
+    }
+
+    /// The kind of deletions in a kind space.
+    pub fn tombstone_of(space: &str) -> Kind {
+        if space == "document" { Kind::Tombstone } else { Kind::TombstoneOf(space.to_owned()) }
+    }
+
+    /// Whether documents of this kind are deletions.
+    pub fn is_tombstone(&self) -> bool {
+        matches!(self, Kind::Tombstone | Kind::TombstoneOf(_))
     }
 }
 
@@ -153,14 +165,17 @@ impl Batch {
         self.docs.iter().map(|d| u64::from(d.end - d.start)).sum()
     }
 
-    /// Checks that every span lies inside its buffer and that attachments match documents, so
-    /// that the accessors cannot panic.
+    /// Checks that every span lies inside its buffer (a key that is part of a body inside its own
+    /// document) and that attachments match documents, so that the accessors cannot panic.
     pub fn check(&self) -> Result<()> {
         let keys = self.keys.as_ref().unwrap_or(&self.body).len() as u64;
+        let inside = self.keys.is_none();
         let sound = self.docs.iter().all(|d| {
+            let key_end = u64::from(d.key_start) + u64::from(d.key_len);
             d.start <= d.end
                 && d.end as usize <= self.body.len()
-                && u64::from(d.key_start) + u64::from(d.key_len) <= keys
+                && key_end <= keys
+                && (!inside || (d.key_start >= d.start && key_end <= u64::from(d.end)))
         });
         let attachments = if self.kind == Kind::Attachment { self.docs.len() } else { 0 };
         if sound && self.attachments.len() == attachments {

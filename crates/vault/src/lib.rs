@@ -1,3 +1,33 @@
 //! The vault: one open, incremental, encrypted, deduplicated repository of backups.
+//!
+//! `docs/vault-format.md` says byte by byte what is stored; `docs/architecture.md` where to find
+//! what here.
 
+mod config;
+mod crypto;
+mod filter;
+mod frame;
+mod hash;
+mod manifest;
+mod name;
+mod objects;
+mod points;
+mod prune;
+mod segment;
+mod signed;
 pub mod storage;
+mod vault;
+mod vault_file;
+mod write;
+
+pub use config::{Config, write_private};
+pub use crypto::{Audience, Identity, check_recipient};
+pub use hash::{Digest, DocumentHash, HashKeys};
+pub use manifest::{Catalog, CatalogEntry, LayerRef, Manifest, SourceInfo, Totals};
+pub use name::{ObjectKind, ObjectName, PointName};
+pub use points::{BrokenPoint, Point, Points};
+pub use prune::PruneReport;
+pub use segment::read_all as read_segment;
+pub use vault::{Access, Protection, Vault};
+pub use vault_file::{Encryption, FORMAT, VaultFile};
+pub use write::{BackupOptions, PointDetails, Run, WriteOutcome};

@@ -1,0 +1,479 @@
+//! Frames: documents of one collection, with a header that says where each stands.
+//!
+//! The plain content of a frame is its header (one line of JSON, or one BSON document) followed by
+//! the documents: JSON texts each followed by a newline, BSON documents one after the other. So
+//! `zstd -d` of a segment gives a stream that `jq` or `bsondump` reads.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{Bytes, BytesMut};
+use model::{AttachmentRef, Batch, CollectionId, Doc, Encoding, EngineTime, Error, Kind, Result};
+use serde::Deserialize;
+use serde::de::{SeqAccess, Visitor};
+use std::fmt;
+use std::io::Write;
+use std::sync::Arc;
+
+/// Documents on their way into a frame.
+#[derive(Debug)]
+pub(crate) struct OpenFrame {
+    pub collection: CollectionId,
+    pub kind: Kind,
+    pub encoding: Encoding,
+    pub body: Vec<u8>,
+    lengths: Vec<u32>,
+    keys: OpenKeys,
+    attachments: Vec<AttachmentRef>,
+    times: Vec<EngineTime>,
+    pub key_hashes: Vec<u64>,
+}
+
+#[derive(Debug)]
+enum OpenKeys {
+    /// Parts of the bodies: (start from the document's start, length).
+    Spans(Vec<(u32, u32)>),
+    /// Bytes of their own, and where each ends.
+    Apart(Vec<u8>, Vec<u32>),
+}
+
+/// A finished frame: header and documents.
+#[derive(Debug)]
+pub(crate) struct ClosedFrame {
+    pub collection: CollectionId,
+    pub kind: Kind,
+    pub header: Vec<u8>,
+    pub body: Vec<u8>,
+    pub count: u32,
+    pub key_hashes: Vec<u64>,
+}
+
+impl ClosedFrame {
+    pub fn raw(&self) -> usize {
+        self.header.len() + self.body.len()
+    }
+}
+
+impl OpenFrame {
+    /// An empty frame for documents like those of a batch.
+    pub fn like(batch: &Batch) -> Self {
+        OpenFrame {
+            collection: batch.collection.clone(),
+            kind: batch.kind.clone(),
+            encoding: batch.encoding,
+            body: Vec::with_capacity(model::limits::FRAME + (64 << 10)),
+            lengths: Vec::new(),
+            keys: match batch.keys {
+                Some(_) => OpenKeys::Apart(Vec::new(), Vec::new()),
+                None => OpenKeys::Spans(Vec::new()),
+            },
+            attachments: Vec::new(),
+            times: Vec::new(),
+            key_hashes: Vec::new(),
+        }
+    }
+
+    /// Whether documents of this batch can go into this frame.
+    pub fn fits(&self, batch: &Batch) -> bool {
+        self.collection == batch.collection
+            && self.kind == batch.kind
+            && self.encoding == batch.encoding
+            && matches!(self.keys, OpenKeys::Apart(..)) == batch.keys.is_some()
+    }
+
+    /// Adds document `i` of a batch. This is the one copy on the way of a document.
+    pub fn push(&mut self, batch: &Batch, i: usize, key_hash: u64, time: Option<EngineTime>) {
+        let body = batch.body_of(i);
+        self.body.extend_from_slice(body);
+        if self.encoding == Encoding::Json {
+            self.body.push(b'\n');
+        }
+        self.lengths.push(body.len() as u32);
+        match &mut self.keys {
+            OpenKeys::Spans(spans) => {
+                let doc = batch.docs[i];
+                spans.push((doc.key_start - doc.start, doc.key_len));
+            }
+            OpenKeys::Apart(bytes, ends) => {
+                bytes.extend_from_slice(batch.key_of(i));
+                ends.push(bytes.len() as u32);
+            }
+        }
+        if let Some(attachment) = batch.attachments.get(i) {
+            self.attachments.push(attachment.clone());
+        }
+        self.times.extend(time);
+        self.key_hashes.push(key_hash);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Finishes the frame.
+    pub fn close(self) -> Result<ClosedFrame> {
+        let count = self.lengths.len() as u32;
+        let json = self.header_json().map_err(|e| Error::bug(format!("writing a frame's header failed: {e}")))?;
+        let header = match self.encoding {
+            Encoding::Bson => bson_header(&json),
+            Encoding::Json | Encoding::Bin => {
+                let mut line = json;
+                line.push(b'\n');
+                line
+            }
+        };
+        Ok(ClosedFrame {
+            collection: self.collection,
+            kind: self.kind,
+            header,
+            body: self.body,
+            count,
+            key_hashes: self.key_hashes,
+        })
+    }
+
+    fn header_json(&self) -> std::io::Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(64 + self.lengths.len() * 16);
+        out.extend_from_slice(b"{\"rewound\":{\"collection\":");
+        serde_json::to_writer(&mut out, &self.collection)?;
+        out.extend_from_slice(b",\"kind\":");
+        serde_json::to_writer(&mut out, &self.kind)?;
+        out.extend_from_slice(b",\"lengths\":");
+        match self.lengths.first() {
+            Some(first) if self.lengths.len() > 1 && self.lengths.iter().all(|l| l == first) => {
+                write!(out, "{{\"each\":{first},\"count\":{}}}", self.lengths.len())?;
+            }
+            _ => serde_json::to_writer(&mut out, &self.lengths)?,
+        }
+        match &self.keys {
+            OpenKeys::Spans(spans) => match spans.first() {
+                Some((s, l)) if spans.iter().all(|x| x == &(*s, *l)) => {
+                    write!(out, ",\"key_span\":[{s},{l}]")?;
+                }
+                _ => {
+                    out.extend_from_slice(b",\"key_spans\":");
+                    serde_json::to_writer(&mut out, spans)?;
+                }
+            },
+            OpenKeys::Apart(bytes, ends) => write_keys(&mut out, bytes, ends)?,
+        }
+        if !self.attachments.is_empty() {
+            let list: Vec<_> =
+                self.attachments.iter().map(|a| (crate::hash::hex(&a.digest), a.length, &*a.place)).collect();
+            out.extend_from_slice(b",\"attachments\":");
+            serde_json::to_writer(&mut out, &list)?;
+        }
+        if !self.times.is_empty() {
+            let list: Vec<_> = self.times.iter().map(|t| (t.order, t.millis)).collect();
+            out.extend_from_slice(b",\"times\":");
+            serde_json::to_writer(&mut out, &list)?;
+        }
+        out.extend_from_slice(b"}}");
+        Ok(out)
+    }
+}
+
+fn write_keys(out: &mut Vec<u8>, bytes: &[u8], ends: &[u32]) -> std::io::Result<()> {
+    let starts = std::iter::once(0).chain(ends.iter().map(|e| *e as usize));
+    let keys = starts.zip(ends).map(|(start, end)| &bytes[start..*end as usize]);
+    // Ends at character boundaries are not enough: each key must be UTF-8 by itself.
+    let text = keys.clone().all(|k| std::str::from_utf8(k).is_ok());
+    out.extend_from_slice(if text { b",\"keys\":[" } else { b",\"keys_base64\":[" });
+    for (i, key) in keys.enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        match std::str::from_utf8(key) {
+            Ok(key) if text => serde_json::to_writer(&mut *out, key)?,
+            _ => serde_json::to_writer(&mut *out, &BASE64.encode(key))?,
+        }
+    }
+    out.push(b']');
+    Ok(())
+}
+
+/// A BSON document `{"rewound": "<json>"}` (BSON specification 1.1).
+fn bson_header(json: &[u8]) -> Vec<u8> {
+    let total = 4 + 1 + 8 + 4 + json.len() + 1 + 1;
+    let mut doc = Vec::with_capacity(total);
+    doc.extend_from_slice(&(total as u32).to_le_bytes());
+    doc.push(0x02);
+    doc.extend_from_slice(b"rewound\0");
+    doc.extend_from_slice(&(json.len() as u32 + 1).to_le_bytes());
+    doc.extend_from_slice(json);
+    doc.extend_from_slice(&[0, 0]);
+    doc
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    rewound: Header,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    collection: CollectionId,
+    kind: Kind,
+    lengths: Lengths,
+    #[serde(default)]
+    keys: Option<KeyList<false>>,
+    #[serde(default)]
+    keys_base64: Option<KeyList<true>>,
+    #[serde(default)]
+    key_span: Option<(u32, u32)>,
+    #[serde(default)]
+    key_spans: Option<Vec<(u32, u32)>>,
+    #[serde(default)]
+    attachments: Vec<(String, u64, String)>,
+    #[serde(default)]
+    times: Vec<(u64, i64)>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lengths {
+    Uniform { each: u32, count: u32 },
+    List(Vec<u32>),
+}
+
+/// Keys read into one buffer, without a string for each.
+struct KeyList<const BASE: bool> {
+    bytes: BytesMut,
+    ends: Vec<u32>,
+}
+
+impl<'de, const BASE: bool> Deserialize<'de> for KeyList<BASE> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Keys<const BASE: bool>;
+        struct One<'a, const BASE: bool>(&'a mut BytesMut);
+
+        impl<'de, const BASE: bool> Visitor<'de> for Keys<BASE> {
+            type Value = KeyList<BASE>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of keys")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut list = KeyList { bytes: BytesMut::new(), ends: Vec::new() };
+                while seq.next_element_seed(One::<BASE>(&mut list.bytes))?.is_some() {
+                    list.ends.push(list.bytes.len() as u32);
+                }
+                Ok(list)
+            }
+        }
+        impl<'de, const BASE: bool> serde::de::DeserializeSeed<'de> for One<'_, BASE> {
+            type Value = ();
+            fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> std::result::Result<(), D::Error> {
+                d.deserialize_str(self)
+            }
+        }
+        impl<const BASE: bool> Visitor<'_> for One<'_, BASE> {
+            type Value = ();
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<(), E> {
+                if BASE {
+                    self.0.extend_from_slice(&BASE64.decode(text).map_err(|_| E::custom("not base64"))?);
+                } else {
+                    self.0.extend_from_slice(text.as_bytes());
+                }
+                Ok(())
+            }
+        }
+        deserializer.deserialize_seq(Keys::<BASE>)
+    }
+}
+
+/// A frame read back.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    pub batch: Batch,
+    /// The engine time of each change; empty outside the change log.
+    pub times: Vec<EngineTime>,
+}
+
+/// Reads the plain content of a frame. Never panics, whatever the bytes.
+pub(crate) fn parse(encoding: Encoding, plain: Bytes) -> Result<Frame> {
+    read(encoding, plain).ok_or_else(|| Error::corrupt("a frame's header does not fit its content"))
+}
+
+fn read(encoding: Encoding, plain: Bytes) -> Option<Frame> {
+    let (json, body_at) = split_header(encoding, &plain)?;
+    let line: Line = serde_json::from_slice(json).ok()?;
+    let header = line.rewound;
+    let separator = usize::from(encoding == Encoding::Json);
+    let body = plain.slice(body_at..);
+    let lengths = match header.lengths {
+        Lengths::List(list) => list,
+        // Each document takes at least its separator, so the count is bounded by the body; empty
+        // ones without a separator are bounded by the header's own keys below.
+        Lengths::Uniform { each, count } => {
+            let size = (each as usize + separator).max(1);
+            if count as usize > (body.len() / size).max(plain.len()) {
+                return None;
+            }
+            vec![each; count as usize]
+        }
+    };
+    let mut docs = Vec::with_capacity(lengths.len());
+    let mut at = 0usize;
+    for length in &lengths {
+        let end = at.checked_add(*length as usize)?;
+        if end + separator > body.len() {
+            return None;
+        }
+        docs.push(Doc { start: at as u32, end: end as u32, key_start: 0, key_len: 0 });
+        at = end + separator;
+    }
+    if at != body.len() {
+        return None;
+    }
+    let apart = match (header.keys, header.keys_base64) {
+        (Some(k), None) => Some((k.bytes, k.ends)),
+        (None, Some(k)) => Some((k.bytes, k.ends)),
+        (None, None) => None,
+        _ => return None,
+    };
+    let keys = match (apart, header.key_span, header.key_spans) {
+        (Some((bytes, ends)), None, None) => {
+            if ends.len() != docs.len() {
+                return None;
+            }
+            let mut start = 0;
+            for (doc, end) in docs.iter_mut().zip(ends) {
+                (doc.key_start, doc.key_len) = (start, end - start);
+                start = end;
+            }
+            Some(bytes.freeze())
+        }
+        (None, Some(span), None) => {
+            place_spans(&mut docs, std::iter::repeat(span))?;
+            None
+        }
+        (None, None, Some(spans)) => {
+            if spans.len() != docs.len() {
+                return None;
+            }
+            place_spans(&mut docs, spans.into_iter())?;
+            None
+        }
+        _ => return None,
+    };
+    let attachments = header
+        .attachments
+        .into_iter()
+        .map(|(digest, length, place)| {
+            Some(AttachmentRef { digest: crate::hash::unhex32(&digest)?, length, place: Arc::from(place) })
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let times: Vec<_> = header.times.into_iter().map(|(order, millis)| EngineTime { order, millis }).collect();
+    if !times.is_empty() && times.len() != docs.len() {
+        return None;
+    }
+    let batch =
+        Batch { collection: header.collection, kind: header.kind, encoding, body, keys, docs, attachments };
+    batch.check().ok()?;
+    Some(Frame { batch, times })
+}
+
+/// Sets keys that are parts of bodies; none if one lies outside its document.
+fn place_spans(docs: &mut [Doc], spans: impl Iterator<Item = (u32, u32)>) -> Option<()> {
+    for (doc, (start, length)) in docs.iter_mut().zip(spans) {
+        if u64::from(start) + u64::from(length) > u64::from(doc.end - doc.start) {
+            return None;
+        }
+        (doc.key_start, doc.key_len) = (doc.start + start, length);
+    }
+    Some(())
+}
+
+/// The header's JSON and where the documents begin.
+fn split_header(encoding: Encoding, plain: &[u8]) -> Option<(&[u8], usize)> {
+    match encoding {
+        Encoding::Json | Encoding::Bin => {
+            let end = plain.iter().position(|b| *b == b'\n')?;
+            Some((&plain[..end], end + 1))
+        }
+        Encoding::Bson => {
+            let total = u32::from_le_bytes(plain.get(..4)?.try_into().ok()?) as usize;
+            let doc = plain.get(..total)?;
+            let json = doc.get(17..total.checked_sub(2)?)?;
+            (bson_header(json) == doc).then_some((json, total))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use model::BatchBuilder;
+    use proptest::prelude::*;
+
+    fn round_trip(batch: &Batch) -> Frame {
+        let mut open = OpenFrame::like(batch);
+        (0..batch.len()).for_each(|i| open.push(batch, i, i as u64, None));
+        let closed = open.close().unwrap();
+        let plain: Vec<u8> = [closed.header, closed.body].concat();
+        parse(batch.encoding, plain.into()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn frames_read_back(
+            docs in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..20), proptest::collection::vec(any::<u8>(), 0..50)), 1..30),
+            encoding in prop_oneof![Just(Encoding::Json), Just(Encoding::Bson), Just(Encoding::Bin)],
+        ) {
+            let mut builder = BatchBuilder::new(CollectionId::new("c\"é"), Kind::Meta("x".into()), encoding);
+            docs.iter().for_each(|(k, b)| builder.push(k, b));
+            let frame = round_trip(&builder.take());
+            prop_assert_eq!(frame.batch.len(), docs.len());
+            for (i, (key, body)) in docs.iter().enumerate() {
+                prop_assert_eq!(frame.batch.key_of(i), &key[..]);
+                prop_assert_eq!(frame.batch.body_of(i), &body[..]);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for encoding in [Encoding::Json, Encoding::Bson, Encoding::Bin] {
+                let _ = parse(encoding, bytes.clone().into());
+            }
+        }
+    }
+
+    #[test]
+    fn keys_inside_bodies_stay_there() {
+        let body = Bytes::from_static(b"{\"_id\":\"a\"}{\"_id\":\"b\"}");
+        let doc = |start: u32| Doc { start, end: start + 11, key_start: start + 8, key_len: 1 };
+        let batch = Batch {
+            collection: CollectionId::new("c"),
+            kind: Kind::Document,
+            encoding: Encoding::Json,
+            body,
+            keys: None,
+            docs: vec![doc(0), doc(11)],
+            attachments: Vec::new(),
+        };
+        let frame = round_trip(&batch);
+        assert!(frame.batch.keys.is_none());
+        assert_eq!(frame.batch.key_of(1), b"b");
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        for header in [
+            r#"{"rewound":{"collection":"c","kind":"document","lengths":[99],"keys":["a"]}}"#,
+            r#"{"rewound":{"collection":"c","kind":"document","lengths":[1],"keys":["a","b"]}}"#,
+            r#"{"rewound":{"collection":"c","kind":"document","lengths":{"each":0,"count":4000000000},"keys":[]}}"#,
+            r#"{"rewound":{"collection":"c","kind":"document","lengths":[1],"key_span":[1,1]}}"#,
+            r#"{"rewound":{"collection":"c","kind":"attachment","lengths":[1],"keys":["a"]}}"#,
+        ] {
+            let plain = format!("{header}\n1\n");
+            assert!(parse(Encoding::Json, plain.into()).is_err(), "{header}");
+        }
+        let good = "{\"rewound\":{\"collection\":\"c\",\"kind\":\"document\",\"lengths\":[1],\"keys\":[\"a\"]}}\n1\n";
+        assert!(parse(Encoding::Json, good.into()).is_ok());
+    }
+}

@@ -1,0 +1,260 @@
+//! Points, catalogs and layers as they are stored.
+
+use crate::hash::Digest;
+use crate::segment::SegmentEntry;
+use model::{CollectionId, CollectionInfo, Consistency, Engine, EngineTime, FeedKind, Gap, Loss, Position, Skipped};
+use serde::{Deserialize, Serialize};
+
+/// What the signature of a point is bound to.
+pub(crate) const POINT_CONTEXT: &str = "rewound format 1 point";
+
+/// A committed, restorable state of one source: the content of a point's object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always `point`.
+    pub rewound: String,
+    /// Version of the format.
+    pub format: u32,
+    /// The run that made it.
+    pub run: String,
+    /// What was backed up.
+    pub source: SourceInfo,
+    /// When the run began, milliseconds since 1970 UTC, by the writer's clock.
+    pub started: i64,
+    /// When it was committed, likewise.
+    pub committed: i64,
+    /// The engine time that is restored.
+    pub time: EngineTime,
+    /// What can be said of the state.
+    pub consistency: Consistency,
+    /// Where changes go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
+    /// The point of the same source that this one follows: its object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    /// A hole in the history before this point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<Gap>,
+    /// Layers, oldest first.
+    pub layers: Vec<LayerRef>,
+    /// The collections, here if they are few.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog: Option<Catalog>,
+    /// The object that holds the catalog, if it is not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog_object: Option<String>,
+    /// Sizes.
+    pub totals: Totals,
+    /// Bad input that was left out, on the user's request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+    /// The state's digest: count and sum over all collections.
+    pub digest: Digest,
+}
+
+/// A source as points know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceInfo {
+    /// The engine.
+    pub engine: Engine,
+    /// The engine's own identity of the source.
+    pub identity: String,
+    /// What people call it.
+    pub name: String,
+    /// Version of the server or format.
+    pub version: String,
+    /// Which changes the engine tells.
+    pub feed: FeedKind,
+}
+
+/// Sizes of a point.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Documents in the state.
+    pub documents: u64,
+    /// Attachments in the state.
+    pub attachments: u64,
+    /// Bytes of documents in the state.
+    pub document_bytes: u64,
+    /// Bytes of attachments in the state.
+    pub attachment_bytes: u64,
+    /// Documents and attachments that this run stored, because they were new or changed.
+    pub changed: u64,
+    /// Documents and attachments that were deleted since the previous point.
+    pub deleted: u64,
+    /// Bytes that this run added to the vault, the point's own object not counted.
+    pub stored: u64,
+}
+
+/// All collections of a state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Catalog {
+    /// What a backup of the source could not contain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<Loss>,
+    /// The collections, in the source's order.
+    pub collections: Vec<CatalogEntry>,
+}
+
+/// A collection of a state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CatalogEntry {
+    /// As the engine has it.
+    pub info: CollectionInfo,
+    /// Documents, of all kinds but attachments.
+    pub documents: u64,
+    /// Attachments.
+    pub attachments: u64,
+    /// Bytes of documents.
+    pub document_bytes: u64,
+    /// Bytes of attachments.
+    pub attachment_bytes: u64,
+    /// Over documents and attachments.
+    pub digest: Digest,
+}
+
+/// A layer as a point names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRef {
+    /// Path of the layer's object.
+    pub object: String,
+    /// The layer's key filters: here, so that one lookup needs not read the layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) filters: Vec<FilterRef>,
+    /// Bytes of documents and deletions that it holds.
+    pub raw: u64,
+    /// The run that wrote it.
+    pub run: String,
+    /// Collections that this layer holds whole: what older layers say of them no longer counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub whole: Vec<CollectionId>,
+    /// The engine time it was read at.
+    pub time: EngineTime,
+}
+
+/// A key filter as a layer names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FilterRef {
+    /// Path of the object.
+    pub object: String,
+    /// Stored bytes.
+    pub size: u64,
+    /// The object's first bytes, as in [`SegmentEntry::head`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub head: String,
+    /// The filter has 2 to this power partitions.
+    pub bits: u32,
+    /// Bytes of each partition.
+    pub slot: u32,
+}
+
+/// What one run stored: the content of a layer's object (one line of JSON).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    /// Always `layer`.
+    pub rewound: String,
+    /// The run.
+    pub run: String,
+    /// The engine time it was read at.
+    pub time: EngineTime,
+    /// Segments, numbered from 0.
+    pub segments: Vec<SegmentEntry>,
+    /// Where each collection's documents are.
+    pub collections: Vec<LayerCollection>,
+    /// Content of attachments.
+    #[serde(default)]
+    pub contents: Contents,
+    /// Key filters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<FilterRef>,
+    /// Hash lists: a layer of their own making, readable by the writer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hashes: Vec<SegmentEntry>,
+    /// Where each collection's hashes are, in `hashes`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hash_collections: Vec<LayerCollection>,
+}
+
+/// Frames of one collection and kind space, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerCollection {
+    /// The collection.
+    pub id: CollectionId,
+    /// What the frames speak of ([`model::Kind::space`]).
+    pub space: String,
+    /// Runs of frames: segment, first frame, number of frames.
+    pub frames: Vec<(u32, u32, u32)>,
+}
+
+/// Where the content of attachments is. Documents of kind attachment refer to it by a place:
+/// `n7` is the content with number 7 in `packs`, `x2` entry 2 of `borrowed`, `p3+2` the two
+/// parts from number 3.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Contents {
+    /// Segments of packed contents that this run wrote, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packs: Vec<Pack>,
+    /// Contents in packs that older runs wrote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub borrowed: Vec<Borrowed>,
+    /// Parts of large contents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<ContentPart>,
+}
+
+/// A segment of packed contents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pack {
+    /// Number of its first content.
+    pub first: u64,
+    /// The segment.
+    pub segment: SegmentEntry,
+}
+
+/// One content in a pack of an older run.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Borrowed {
+    /// Path of the pack.
+    pub object: String,
+    /// Its stored bytes.
+    pub size: u64,
+    /// Which content of the pack.
+    pub index: u64,
+}
+
+/// A part of a large content: one object that holds nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContentPart {
+    /// Path of the object.
+    pub object: String,
+    /// Its stored bytes.
+    pub size: u64,
+    /// Decompressed bytes.
+    pub raw: u64,
+}
+
+impl Layer {
+    /// Paths of all objects that this layer needs.
+    pub fn objects(&self) -> impl Iterator<Item = &str> {
+        let segments = self.segments.iter().chain(&self.hashes).map(|s| s.object.as_str());
+        let filters = self.filters.iter().map(|f| f.object.as_str());
+        let packs = self.contents.packs.iter().map(|p| p.segment.object.as_str());
+        let borrowed = self.contents.borrowed.iter().map(|b| b.object.as_str());
+        let parts = self.contents.parts.iter().map(|p| p.object.as_str());
+        segments.chain(filters).chain(packs).chain(borrowed).chain(parts)
+    }
+
+    /// The frames of a collection and kind space: (segment, frame), in order.
+    pub fn frames_of<'a>(
+        collections: &'a [LayerCollection],
+        id: &'a CollectionId,
+        space: &'a str,
+    ) -> impl Iterator<Item = (u32, u32)> + 'a {
+        collections
+            .iter()
+            .filter(move |c| c.id == *id && c.space == space)
+            .flat_map(|c| &c.frames)
+            .flat_map(|(segment, first, count)| (*first..first.saturating_add(*count)).map(move |f| (*segment, f)))
+    }
+}

@@ -1,0 +1,290 @@
+//! Reading and writing single objects: naming, finding duplicates, checking, encrypting.
+
+use crate::crypto::{Audience, Cipher};
+use crate::hash::{HashKeys, hex};
+use crate::manifest::Layer;
+use crate::name::{ObjectKind, ObjectName};
+use crate::segment::{self, SegmentEntry};
+use crate::storage::Storage;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use model::{Error, Result, ResultExt};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Reads the objects of one vault.
+#[derive(Debug, Clone)]
+pub(crate) struct Objects {
+    pub storage: Arc<dyn Storage>,
+    pub keys: HashKeys,
+    pub cipher: Cipher,
+}
+
+impl Objects {
+    /// Reads an object, checks its stored bytes against its name and decrypts it.
+    pub async fn read(&self, path: &str) -> Result<Bytes> {
+        let name = ObjectName::parse(path)?;
+        let stored = self.storage.read(path).await.map_err(|e| self.missing(path, e))?;
+        self.check(path, &stored, &name.stored)?;
+        self.decrypt(stored).await.context(|| format!("reading {path}"))
+    }
+
+    /// An error about an object that a point names, so that its reader knows what it means.
+    fn missing(&self, path: &str, error: Error) -> Error {
+        if error.kind() == model::ErrorKind::Missing {
+            Error::missing(format!("the vault's object {path} is missing"))
+                .hint("run `rewound verify` to see which points are hit")
+        } else {
+            error
+        }
+    }
+
+    /// Compares stored bytes with the hash in their name.
+    pub fn check(&self, path: &str, stored: &[u8], expected: &[u8; 32]) -> Result<()> {
+        if blake3::hash(stored).as_bytes() == expected {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!("the vault's object {path} is damaged: its bytes do not have the hash in its name"))
+            .hint("run `rewound verify` to see which points are hit"))
+    }
+
+    /// Decrypts stored bytes, off the asynchronous threads where they are many.
+    pub async fn decrypt(&self, stored: Bytes) -> Result<Bytes> {
+        if self.cipher.is_plain() {
+            return Ok(stored);
+        }
+        let cipher = self.cipher.clone();
+        blocking(move || cipher.open(stored.into()).map(Bytes::from)).await
+    }
+
+    /// Reads an object that is one zstd frame of JSON.
+    pub async fn read_json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let plain = self.read(path).await?;
+        parse_json(&plain).context(|| format!("reading {path}"))
+    }
+
+    /// Reads a layer.
+    pub async fn layer(&self, path: &str) -> Result<Layer> {
+        self.read_json(path).await
+    }
+
+    /// Reads a whole segment and splits it into frames.
+    pub async fn segment(&self, path: &str) -> Result<Vec<(Bytes, u32)>> {
+        let plain = self.read(path).await?;
+        segment::split(&plain).context(|| format!("reading {path}"))
+    }
+
+    /// Reads some plain bytes from the middle of an object.
+    pub async fn read_range(&self, path: &str, size: u64, head: &[u8], plain: std::ops::Range<u64>) -> Result<Bytes> {
+        let at = self.cipher.stored_range(head.len() as u64, size, plain.clone());
+        let fetched = self.storage.read_range(path, at).await.map_err(|e| self.missing(path, e))?;
+        self.cipher.open_range(head, &fetched, plain).map(Bytes::from).context(|| format!("reading {path}"))
+    }
+}
+
+/// Decompresses one zstd frame of JSON and reads it.
+pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(compressed: &[u8]) -> Result<T> {
+    let bad = |e: &dyn std::fmt::Display| Error::corrupt(format!("it cannot be read: {e}"));
+    let decoder = zstd::stream::read::Decoder::new(compressed).map_err(|e| bad(&e))?;
+    let decoder = std::io::Read::take(decoder, 1 << 30);
+    serde_json::from_reader(std::io::BufReader::new(decoder)).map_err(|e| bad(&e))
+}
+
+/// Compresses a value as one zstd frame of one line of JSON.
+pub(crate) fn compress_json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {
+    let json = serde_json::to_vec(value).map_err(|e| Error::bug(format!("writing JSON failed: {e}")))?;
+    compress(&json, 3)
+}
+
+/// Compresses bytes as one zstd frame with its size and checksum.
+pub(crate) fn compress(plain: &[u8], level: i32) -> Result<Vec<u8>> {
+    let failed = |e: std::io::Error| Error::bug(format!("compressing failed: {e}"));
+    let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
+    compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
+    compressor.compress(plain).map_err(failed)
+}
+
+/// Runs work that computes, off the asynchronous threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Error::bug(format!("a worker stopped: {e}"))),
+    }
+}
+
+/// An object that is in the vault now.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub path: String,
+    pub size: u64,
+    pub head: String,
+    /// Whether it was there already.
+    pub reused: bool,
+}
+
+/// Writes the objects of one run.
+#[derive(Debug)]
+pub(crate) struct ObjectWriter {
+    pub objects: Objects,
+    /// Objects that older points name: known to be sound as far as the vault is.
+    trusted: HashSet<String>,
+    /// Objects that a prune means to remove: treated as absent.
+    doomed: HashSet<String>,
+    random: Arc<dyn model::Random>,
+    stored: AtomicU64,
+}
+
+impl ObjectWriter {
+    pub fn new(objects: Objects, trusted: HashSet<String>, doomed: HashSet<String>, random: Arc<dyn model::Random>) -> Self {
+        ObjectWriter { objects, trusted, doomed, random, stored: AtomicU64::new(0) }
+    }
+
+    /// Bytes this run has added.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
+    }
+
+    /// Whether an object may be referred to without storing it anew.
+    pub fn may_reuse(&self, path: &str) -> bool {
+        !self.doomed.contains(path)
+    }
+
+    /// An object with this content that is there already and sound.
+    pub async fn existing(&self, kind: ObjectKind, content: &[u8; 32]) -> Result<Option<Stored>> {
+        let storage = &self.objects.storage;
+        let mut found: Vec<_> = storage.list(&ObjectName::content_prefix(kind, content)).await?.try_collect().await?;
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        for entry in found {
+            if self.doomed.contains(&entry.name) || ObjectName::parse(&entry.name).is_err() {
+                continue;
+            }
+            if !self.trusted.contains(&entry.name) && !self.is_sound(&entry.name).await? {
+                continue;
+            }
+            let head = self.read_head(&entry.name).await?;
+            return Ok(Some(Stored { path: entry.name, size: entry.size, head, reused: true }));
+        }
+        Ok(None)
+    }
+
+    /// Whether an object that a run left behind has the bytes its name says.
+    async fn is_sound(&self, path: &str) -> Result<bool> {
+        let name = ObjectName::parse(path)?;
+        match self.objects.storage.read(path).await {
+            Ok(stored) => Ok(*blake3::hash(&stored).as_bytes() == name.stored),
+            Err(e) if e.kind() == model::ErrorKind::Missing => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn read_head(&self, path: &str) -> Result<String> {
+        if self.objects.cipher.is_plain() {
+            return Ok(String::new());
+        }
+        // A head takes about 200 bytes and 100 for each recipient.
+        let start = self.objects.storage.read_range(path, 0..16 << 10).await?;
+        let length = crate::crypto::head_length(&start)
+            .ok_or_else(|| Error::corrupt(format!("the vault's object {path} has no readable age header")))?;
+        Ok(BASE64.encode(&start[..length]))
+    }
+
+    /// Stores sealed bytes under the name that their content gives.
+    pub async fn put(&self, kind: ObjectKind, content: [u8; 32], endings: &str, sealed: Vec<u8>, head: usize) -> Result<Stored> {
+        let endings = if self.objects.cipher.is_plain() { endings.to_owned() } else { format!("{endings}.age") };
+        let name = ObjectName { kind, content, stored: *blake3::hash(&sealed).as_bytes(), endings };
+        let (path, size) = (name.to_string(), sealed.len() as u64);
+        let head = BASE64.encode(&sealed[..head]);
+        self.objects.storage.create(&path, sealed.into()).await?;
+        self.stored.fetch_add(size, Ordering::Relaxed);
+        Ok(Stored { path, size, head, reused: false })
+    }
+
+    /// Whether an object with these bytes must not be used, because a prune means to remove the
+    /// one of that name: in plain vaults equal content gives equal names.
+    pub fn is_doomed(&self, kind: ObjectKind, content: &[u8; 32], endings: &str, sealed: &[u8]) -> bool {
+        let name = ObjectName { kind, content: *content, stored: *blake3::hash(sealed).as_bytes(), endings: endings.into() };
+        self.doomed.contains(&name.to_string())
+    }
+
+    pub fn salt(&self) -> [u8; 16] {
+        let mut salt = [0; 16];
+        self.random.fill(&mut salt);
+        salt
+    }
+
+    /// Stores a JSON value, or finds it there already.
+    pub async fn put_json<T: serde::Serialize>(&self, kind: ObjectKind, audience: Audience, value: &T) -> Result<Stored> {
+        let compressed = compress_json(value)?;
+        let content = self.objects.keys.content_id(&compressed);
+        if let Some(found) = self.existing(kind, &content).await? {
+            return Ok(found);
+        }
+        self.put_compressed(kind, audience, content, "json.zst", compressed).await
+    }
+
+    /// Encrypts and stores bytes that are zstd frames already.
+    pub async fn put_compressed(
+        &self,
+        kind: ObjectKind,
+        audience: Audience,
+        content: [u8; 32],
+        endings: &str,
+        mut compressed: Vec<u8>,
+    ) -> Result<Stored> {
+        if self.objects.cipher.is_plain() && self.is_doomed(kind, &content, endings, &compressed) {
+            segment::append_salt(&mut compressed, self.salt());
+        }
+        let cipher = self.objects.cipher.clone();
+        let (sealed, head) = blocking(move || cipher.seal(audience, compressed)).await?;
+        self.put(kind, content, endings, sealed, head).await
+    }
+
+    /// Compresses, encrypts and stores a draft, or finds its content there already. `known` are
+    /// the entries of older layers by path.
+    pub async fn put_segment(
+        self: &Arc<Self>,
+        kind: ObjectKind,
+        audience: Audience,
+        level: i32,
+        draft: Arc<segment::Draft>,
+        known: &std::collections::HashMap<String, SegmentEntry>,
+    ) -> Result<SegmentEntry> {
+        let keys = self.objects.keys.clone();
+        let hashed = draft.clone();
+        let content = blocking(move || Ok(hashed.content_id(&keys))).await?;
+        let raw = draft.frames.iter().map(|f| f.raw() as u64).sum();
+        if let Some(found) = self.existing(kind, &content).await? {
+            if let Some(entry) = known.get(&found.path) {
+                return Ok(entry.clone());
+            }
+            let counts = draft.frames.iter().map(|f| f.count).collect();
+            return Ok(SegmentEntry { object: found.path, size: found.size, head: found.head, frames: Vec::new(), raw, counts });
+        }
+        let endings = format!("{}.zst", draft.ending());
+        let writer = self.clone();
+        let sealed = {
+            let (draft, endings) = (draft.clone(), endings.clone());
+            blocking(move || {
+                let Objects { keys, cipher, .. } = &writer.objects;
+                let sealed = segment::seal(&draft, level, keys, cipher, audience, None)?;
+                if cipher.is_plain() && writer.is_doomed(kind, &content, &endings, &sealed.stored) {
+                    return segment::seal(&draft, level, keys, cipher, audience, Some(writer.salt()));
+                }
+                Ok(sealed)
+            })
+            .await?
+        };
+        drop(draft);
+        let frames = sealed.frames;
+        let stored = self.put(kind, content, &endings, sealed.stored, sealed.head).await?;
+        Ok(SegmentEntry { object: stored.path, size: stored.size, head: stored.head, frames, raw, counts: Vec::new() })
+    }
+}
+
+/// A short name for logs: the first digits of an object's content id.
+pub(crate) fn short(content: &[u8; 32]) -> String {
+    hex(&content[..6])
+}

@@ -1,0 +1,256 @@
+//! Segments: frames compressed with zstd, one after the other, in the zstd seekable format.
+
+use crate::crypto::{Audience, Cipher};
+use crate::frame::{self, ClosedFrame, Frame};
+use crate::hash::HashKeys;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use model::{Encoding, Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Magic number of a skippable frame that holds a seek table (zstd seekable format 0.1.0).
+const SKIPPABLE: u32 = 0x184D_2A5E;
+const SEEKABLE: u32 = 0x8F92_EAB1;
+/// A skippable frame whose content means nothing: makes the same content another object.
+const SALT: u32 = 0x184D_2A50;
+
+/// Frames on their way into one segment.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub encoding: Encoding,
+    pub frames: Vec<ClosedFrame>,
+    pub raw: usize,
+}
+
+impl Draft {
+    pub fn new(encoding: Encoding) -> Self {
+        Draft { encoding, frames: Vec::new(), raw: 0 }
+    }
+
+    pub fn push(&mut self, frame: ClosedFrame) {
+        self.raw += frame.raw();
+        self.frames.push(frame);
+    }
+
+    /// The id of its content.
+    pub fn content_id(&self, keys: &HashKeys) -> [u8; 32] {
+        let mut hasher = keys.content();
+        for frame in &self.frames {
+            hasher.update(&frame.header).update(&frame.body);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Its ending before encryption.
+    pub fn ending(&self) -> &'static str {
+        ending(self.encoding)
+    }
+}
+
+pub(crate) fn ending(encoding: Encoding) -> &'static str {
+    match encoding {
+        Encoding::Json => "json",
+        Encoding::Bson => "bson",
+        Encoding::Bin => "bin",
+    }
+}
+
+/// Where a frame is in its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u32, u32, u32, String)", into = "(u32, u32, u32, String)")]
+pub(crate) struct FrameEntry {
+    /// Compressed bytes.
+    pub stored: u32,
+    /// Decompressed bytes, header included.
+    pub raw: u32,
+    /// Documents.
+    pub count: u32,
+    /// Keyed hash of the compressed bytes.
+    pub check: u64,
+}
+
+impl From<(u32, u32, u32, String)> for FrameEntry {
+    fn from((stored, raw, count, check): (u32, u32, u32, String)) -> Self {
+        FrameEntry { stored, raw, count, check: u64::from_str_radix(&check, 16).unwrap_or_default() }
+    }
+}
+
+impl From<FrameEntry> for (u32, u32, u32, String) {
+    fn from(f: FrameEntry) -> Self {
+        (f.stored, f.raw, f.count, format!("{:016x}", f.check))
+    }
+}
+
+/// A segment as a layer names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SegmentEntry {
+    /// Path of the object.
+    pub object: String,
+    /// Stored bytes.
+    pub size: u64,
+    /// The object's first bytes that are needed to decrypt from its middle, in base64.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub head: String,
+    /// Where its frames are; empty if whoever wrote this entry could not know (the object was
+    /// there already and only its readers can look inside): then its own seek table tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frames: Vec<FrameEntry>,
+    /// Decompressed bytes.
+    pub raw: u64,
+    /// Documents of each frame, where `frames` is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counts: Vec<u32>,
+}
+
+impl SegmentEntry {
+    pub fn head_bytes(&self) -> Result<Vec<u8>> {
+        BASE64.decode(&self.head).map_err(|_| Error::corrupt("a segment's head is not base64"))
+    }
+
+    pub fn frame_count(&self) -> usize {
+        self.frames.len().max(self.counts.len())
+    }
+
+    /// How each frame's count of documents.
+    pub fn documents_in(&self, frame: usize) -> u32 {
+        self.frames.get(frame).map(|f| f.count).or_else(|| self.counts.get(frame).copied()).unwrap_or_default()
+    }
+
+    /// Where a frame's compressed bytes are in the decrypted object.
+    pub fn frame_range(&self, frame: usize) -> Option<std::ops::Range<u64>> {
+        let stored = self.frames.get(frame)?.stored;
+        let start: u64 = self.frames[..frame].iter().map(|f| u64::from(f.stored)).sum();
+        Some(start..start + u64::from(stored))
+    }
+}
+
+/// A compressed, encrypted segment.
+pub(crate) struct Sealed {
+    pub stored: Vec<u8>,
+    pub head: usize,
+    pub frames: Vec<FrameEntry>,
+}
+
+/// Compresses and encrypts a draft. `salt` makes the stored bytes differ from those of another
+/// object with the same content.
+pub(crate) fn seal(
+    draft: &Draft,
+    level: i32,
+    keys: &HashKeys,
+    cipher: &Cipher,
+    audience: Audience,
+    salt: Option<[u8; 16]>,
+) -> Result<Sealed> {
+    let failed = |e: std::io::Error| Error::bug(format!("compressing a segment failed: {e}"));
+    let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
+    compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
+    let mut plain: Vec<u8> = Vec::with_capacity(draft.raw / 2 + 1024);
+    let mut frames = Vec::with_capacity(draft.frames.len());
+    let mut scratch = Vec::new();
+    let mut compressed = Vec::new();
+    for frame in &draft.frames {
+        scratch.clear();
+        scratch.extend_from_slice(&frame.header);
+        scratch.extend_from_slice(&frame.body);
+        compressed.clear();
+        compressed.reserve(zstd::zstd_safe::compress_bound(scratch.len()));
+        compressor.compress_to_buffer(&scratch, &mut compressed).map_err(failed)?;
+        frames.push(FrameEntry {
+            stored: compressed.len() as u32,
+            raw: scratch.len() as u32,
+            count: frame.count,
+            check: keys.frame(&compressed),
+        });
+        plain.extend_from_slice(&compressed);
+    }
+    if let Some(salt) = salt {
+        append_salt(&mut plain, salt);
+    }
+    write_seek_table(&mut plain, &frames);
+    let (stored, head) = cipher.seal(audience, plain)?;
+    Ok(Sealed { stored, head, frames })
+}
+
+/// Appends a skippable frame with random bytes: the same content, another object.
+pub(crate) fn append_salt(out: &mut Vec<u8>, salt: [u8; 16]) {
+    out.extend_from_slice(&SALT.to_le_bytes());
+    out.extend_from_slice(&(salt.len() as u32).to_le_bytes());
+    out.extend_from_slice(&salt);
+}
+
+fn write_seek_table(out: &mut Vec<u8>, frames: &[FrameEntry]) {
+    let size = frames.len() as u32 * 8 + 9;
+    out.extend_from_slice(&SKIPPABLE.to_le_bytes());
+    out.extend_from_slice(&size.to_le_bytes());
+    for frame in frames {
+        out.extend_from_slice(&frame.stored.to_le_bytes());
+        out.extend_from_slice(&frame.raw.to_le_bytes());
+    }
+    out.extend_from_slice(&(frames.len() as u32).to_le_bytes());
+    out.push(0); // no checksums in the table: frames carry their own
+    out.extend_from_slice(&SEEKABLE.to_le_bytes());
+}
+
+/// Reads the seek table at the end of a decrypted segment: (stored, raw) of each frame.
+fn read_seek_table(plain: &[u8]) -> Option<Vec<(u32, u32)>> {
+    let word = |at: usize| plain.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let end = plain.len();
+    let count = word(end.checked_sub(9)?)? as usize;
+    let size = count.checked_mul(8)?.checked_add(9)?;
+    let start = end.checked_sub(size)?;
+    let magic = start.checked_sub(8)?;
+    if word(end - 4)? != SEEKABLE || word(magic)? != SKIPPABLE || word(magic + 4)? as usize != size {
+        return None;
+    }
+    (0..count).map(|i| Some((word(start + i * 8)?, word(start + i * 8 + 4)?))).collect()
+}
+
+/// Splits a decrypted segment into the compressed bytes of its frames with their raw sizes.
+pub(crate) fn split(plain: &Bytes) -> Result<Vec<(Bytes, u32)>> {
+    let broken = || Error::corrupt("a segment's seek table does not fit its content");
+    let table = read_seek_table(plain).ok_or_else(broken)?;
+    let data = plain.len() - table.len() * 8 - 17;
+    let mut at = 0usize;
+    let mut frames = Vec::with_capacity(table.len());
+    for (stored, raw) in table {
+        let end = at.checked_add(stored as usize).filter(|e| *e <= data).ok_or_else(broken)?;
+        frames.push((plain.slice(at..end), raw));
+        at = end;
+    }
+    Ok(frames)
+}
+
+/// Decompresses one frame, never into more than the limit.
+pub(crate) fn decompress(stored: &[u8], raw: u32) -> Result<Bytes> {
+    if raw as usize > model::limits::FRAME_MAX {
+        return Err(Error::corrupt(format!("a frame claims {raw} bytes, more than any frame has")));
+    }
+    let plain = zstd::bulk::decompress(stored, raw as usize)
+        .map_err(|e| Error::corrupt(format!("a frame cannot be decompressed: {e}")))?;
+    if plain.len() != raw as usize {
+        return Err(Error::corrupt("a frame has another size than its table says"));
+    }
+    Ok(plain.into())
+}
+
+/// Decompresses and reads one frame.
+pub(crate) fn read_frame(encoding: Encoding, stored: &[u8], raw: u32) -> Result<Frame> {
+    frame::parse(encoding, decompress(stored, raw)?)
+}
+
+/// Reads all frames of a decrypted segment: for tools and tests that have nothing but the bytes.
+/// Never panics, whatever the bytes.
+pub fn read_all(encoding: Encoding, plain: Bytes) -> Result<Vec<model::Batch>> {
+    split(&plain)?.into_iter().map(|(stored, raw)| Ok(read_frame(encoding, &stored, raw)?.batch)).collect()
+}
+
+/// The encoding that an object's endings name.
+pub(crate) fn encoding_of(endings: &str) -> Result<Encoding> {
+    match endings.split('.').next() {
+        Some("json") => Ok(Encoding::Json),
+        Some("bson") => Ok(Encoding::Bson),
+        Some("bin") => Ok(Encoding::Bin),
+        _ => Err(Error::corrupt(format!("an object with unknown endings {endings}"))),
+    }
+}

@@ -1,0 +1,284 @@
+//! Content of attachments on its way into a vault: small ones packed into segments, large ones in
+//! parts, each content once.
+
+use crate::crypto::Audience;
+use crate::frame::OpenFrame;
+use crate::manifest::{Borrowed, ContentPart, Contents, Pack};
+use crate::name::ObjectKind;
+use crate::objects::{ObjectWriter, blocking, compress};
+use crate::segment::{Draft, SegmentEntry};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use model::limits::{ATTACHMENT_PACKED, FRAME, PART, SEGMENT_TARGET};
+use model::{
+    AttachmentRef, AttachmentStore, AttachmentStream, Batch, BatchBuilder, CollectionId, ContentDigest, Encoding,
+    Error, Kind, Result,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+/// Where content is that the vault has already.
+#[derive(Debug, Clone)]
+pub(crate) enum KnownPlace {
+    /// In a pack of this run, by number.
+    Own(u64),
+    /// In a pack of an older run.
+    Old(Borrowed),
+    /// In parts of an older run.
+    OldParts(Vec<ContentPart>),
+}
+
+/// Known contents by digest.
+pub(crate) type KnownContents = HashMap<ContentDigest, KnownPlace>;
+
+impl KnownPlace {
+    /// The place that a reference of an older layer means; none if it means none.
+    pub fn of(contents: &Contents, place: &str) -> Option<Self> {
+        Some(match Place::parse(place)? {
+            Place::Packed(n) => {
+                let at = contents.packs.partition_point(|p| p.first <= n).checked_sub(1)?;
+                let pack = &contents.packs[at];
+                let Pack { first, segment: SegmentEntry { object, size, .. } } = pack;
+                KnownPlace::Old(Borrowed { object: object.clone(), size: *size, index: n - first })
+            }
+            Place::Borrowed(n) => KnownPlace::Old(contents.borrowed.get(usize::try_from(n).ok()?)?.clone()),
+            Place::Parts(first, count) => {
+                let (first, count) = (usize::try_from(first).ok()?, usize::try_from(count).ok()?);
+                KnownPlace::OldParts(contents.parts.get(first..first.checked_add(count)?)?.to_vec())
+            }
+        })
+    }
+}
+
+/// A place as documents name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Packed(u64),
+    Borrowed(u64),
+    Parts(u64, u64),
+}
+
+impl Place {
+    pub fn parse(text: &str) -> Option<Self> {
+        let rest = text.get(1..)?;
+        match text.as_bytes().first()? {
+            b'n' => rest.parse().ok().map(Place::Packed),
+            b'x' => rest.parse().ok().map(Place::Borrowed),
+            b'p' => {
+                let (first, count) = rest.split_once('+')?;
+                Some(Place::Parts(first.parse().ok()?, count.parse().ok()?))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Packed(n) => write!(f, "n{n}"),
+            Place::Borrowed(n) => write!(f, "x{n}"),
+            Place::Parts(first, count) => write!(f, "p{first}+{count}"),
+        }
+    }
+}
+
+/// Takes the contents of one run.
+#[derive(Debug)]
+pub(crate) struct RunContents {
+    writer: Arc<ObjectWriter>,
+    level: i32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    known: KnownContents,
+    contents: Contents,
+    borrowed: HashMap<Borrowed, u64>,
+    open: Option<OpenFrame>,
+    draft: Draft,
+    first: u64,
+    next: u64,
+}
+
+impl RunContents {
+    pub fn new(writer: Arc<ObjectWriter>, level: i32) -> Self {
+        let state = State {
+            known: HashMap::new(),
+            contents: Contents::default(),
+            borrowed: HashMap::new(),
+            open: None,
+            draft: Draft::new(Encoding::Bin),
+            first: 0,
+            next: 0,
+        };
+        RunContents { writer, level, state: Mutex::new(state) }
+    }
+
+    /// Adds contents that older points have. Those in objects that may not be reused are left out.
+    pub async fn learn(&self, known: KnownContents) {
+        let mut state = self.state.lock().await;
+        for (digest, place) in known {
+            let usable = match &place {
+                KnownPlace::Own(_) => true,
+                KnownPlace::Old(borrowed) => self.writer.may_reuse(&borrowed.object),
+                KnownPlace::OldParts(parts) => parts.iter().all(|p| self.writer.may_reuse(&p.object)),
+            };
+            if usable {
+                state.known.entry(digest).or_insert(place);
+            }
+        }
+    }
+
+    /// Stores what is still open and gives the layer's table.
+    pub async fn finish(&self) -> Result<Contents> {
+        let mut state = self.state.lock().await;
+        self.seal(&mut state).await?;
+        Ok(std::mem::take(&mut state.contents))
+    }
+
+    fn known_place(state: &mut State, digest: &ContentDigest) -> Option<Place> {
+        match state.known.get(digest)?.clone() {
+            KnownPlace::Own(n) => Some(Place::Packed(n)),
+            KnownPlace::Old(borrowed) => {
+                let next = state.contents.borrowed.len() as u64;
+                let number = *state.borrowed.entry(borrowed.clone()).or_insert(next);
+                if number == next {
+                    state.contents.borrowed.push(borrowed);
+                }
+                Some(Place::Borrowed(number))
+            }
+            KnownPlace::OldParts(parts) => Some(add_parts(&mut state.contents, parts)),
+        }
+    }
+
+    async fn put_small(&self, content: Bytes) -> Result<AttachmentRef> {
+        let digest = *blake3::hash(&content).as_bytes();
+        let mut state = self.state.lock().await;
+        let place = match Self::known_place(&mut state, &digest) {
+            Some(place) => place,
+            None => {
+                let number = state.next;
+                state.next += 1;
+                let batch = content_batch(&digest, &content);
+                let open = state.open.get_or_insert_with(|| OpenFrame::like(&batch));
+                open.push(&batch, 0, 0, None);
+                if open.body.len() >= FRAME {
+                    close_frame(&mut state)?;
+                }
+                if state.draft.raw >= SEGMENT_TARGET {
+                    self.seal(&mut state).await?;
+                }
+                state.known.insert(digest, KnownPlace::Own(number));
+                Place::Packed(number)
+            }
+        };
+        Ok(AttachmentRef { digest, length: content.len() as u64, place: place.to_string().into() })
+    }
+
+    async fn seal(&self, state: &mut State) -> Result<()> {
+        close_frame(state)?;
+        if state.draft.frames.is_empty() {
+            return Ok(());
+        }
+        let draft = std::mem::replace(&mut state.draft, Draft::new(Encoding::Bin));
+        let none = HashMap::new();
+        let segment = self
+            .writer
+            .put_segment(ObjectKind::Segment, Audience::Readers, self.level, Arc::new(draft), &none)
+            .await?;
+        state.contents.packs.push(Pack { first: state.first, segment });
+        state.first = state.next;
+        Ok(())
+    }
+
+    async fn put_part(&self, raw: Bytes) -> Result<ContentPart> {
+        let size = raw.len() as u64;
+        let keys = self.writer.objects.keys.clone();
+        let hashed = raw.clone();
+        let content = blocking(move || Ok(keys.content_id(&hashed))).await?;
+        if let Some(found) = self.writer.existing(ObjectKind::Part, &content).await? {
+            return Ok(ContentPart { object: found.path, size: found.size, raw: size });
+        }
+        let level = self.level;
+        let compressed = blocking(move || compress(&raw, level)).await?;
+        let stored = self
+            .writer
+            .put_compressed(ObjectKind::Part, Audience::Readers, content, "bin.zst", compressed)
+            .await?;
+        Ok(ContentPart { object: stored.path, size: stored.size, raw: size })
+    }
+
+    async fn put_large(&self, start: BytesMut, mut content: AttachmentStream) -> Result<AttachmentRef> {
+        let mut hasher = blake3::Hasher::new();
+        let mut parts = Vec::new();
+        let mut length = 0;
+        let mut buffer = start;
+        hasher.update(&buffer);
+        while let Some(piece) = content.next().await {
+            let piece = piece?;
+            hasher.update(&piece);
+            buffer.extend_from_slice(&piece);
+            while buffer.len() >= PART {
+                let part = buffer.split_to(PART).freeze();
+                length += part.len() as u64;
+                parts.push(self.put_part(part).await?);
+            }
+        }
+        if !buffer.is_empty() {
+            length += buffer.len() as u64;
+            parts.push(self.put_part(buffer.freeze()).await?);
+        }
+        let digest = *hasher.finalize().as_bytes();
+        let mut state = self.state.lock().await;
+        let place = add_parts(&mut state.contents, parts);
+        Ok(AttachmentRef { digest, length, place: place.to_string().into() })
+    }
+}
+
+fn add_parts(contents: &mut Contents, parts: Vec<ContentPart>) -> Place {
+    let count = parts.len() as u64;
+    // The same parts may stand there already, for equal attachments.
+    if let Some(first) = contents.parts.windows(parts.len().max(1)).rposition(|w| *w == parts[..]) {
+        return Place::Parts(first as u64, count);
+    }
+    let first = contents.parts.len() as u64;
+    contents.parts.extend(parts);
+    Place::Parts(first, count)
+}
+
+fn close_frame(state: &mut State) -> Result<()> {
+    if let Some(open) = state.open.take() {
+        let frame = open.close()?;
+        state.draft.push(frame);
+    }
+    Ok(())
+}
+
+/// One content as a document of a pack.
+fn content_batch(digest: &ContentDigest, content: &Bytes) -> Batch {
+    let mut builder = BatchBuilder::new(CollectionId::new(""), Kind::Meta("content".into()), Encoding::Bin);
+    builder.push(crate::hash::hex(digest).as_bytes(), content);
+    builder.take()
+}
+
+#[async_trait]
+impl AttachmentStore for RunContents {
+    async fn put(&self, mut content: AttachmentStream) -> Result<AttachmentRef> {
+        let mut start = BytesMut::new();
+        while let Some(piece) = content.next().await {
+            start.extend_from_slice(&piece?);
+            if start.len() >= ATTACHMENT_PACKED {
+                return self.put_large(start, content).await;
+            }
+        }
+        self.put_small(start.freeze()).await
+    }
+
+    async fn open(&self, _: &AttachmentRef) -> Result<AttachmentStream> {
+        Err(Error::bug("a run that writes does not read contents back"))
+    }
+}

@@ -1,0 +1,10 @@
+//! Writing a point: from batches to objects.
+
+mod alive;
+mod contents;
+mod known;
+mod packer;
+mod run;
+
+pub(crate) use alive::ACTIVE;
+pub use run::{BackupOptions, PointDetails, Run, WriteOutcome};

@@ -1,0 +1,172 @@
+//! Packs frames into segments.
+//!
+//! Each collection has a lane of its own while it is read, so that segments of large collections
+//! hold nothing else and come out the same next time; what is left at its end goes into segments
+//! that small collections share.
+
+use crate::frame::OpenFrame;
+use crate::segment::Draft;
+use model::limits::{FRAME, SEGMENT_MAX, SEGMENT_MIN, SEGMENT_TARGET};
+use model::{Batch, CollectionId, Encoding, EngineTime, Result};
+use std::collections::{HashMap, HashSet};
+
+/// Where a frame went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Placement {
+    pub segment: u32,
+    pub frame: u32,
+}
+
+#[derive(Debug)]
+struct Lane {
+    open: Option<OpenFrame>,
+    draft: Draft,
+    documents: u64,
+}
+
+/// Packs documents into frames and frames into segments.
+#[derive(Debug, Default)]
+pub(crate) struct Packer {
+    lanes: HashMap<(CollectionId, Encoding), Lane>,
+    shared: HashMap<Encoding, Draft>,
+    placements: HashMap<(CollectionId, String), Vec<Placement>>,
+    dropped: HashSet<Placement>,
+    next: u32,
+    ready: Vec<(u32, Draft)>,
+}
+
+impl Packer {
+    /// Adds a document.
+    pub fn push(&mut self, batch: &Batch, i: usize, key_hash: u64, time: Option<EngineTime>) -> Result<()> {
+        let key = (batch.collection.clone(), batch.encoding);
+        let lane = self.lanes.entry(key).or_insert_with(|| Lane {
+            open: None,
+            draft: Draft::new(batch.encoding),
+            documents: 0,
+        });
+        if let Some(open) = lane.open.take_if(|open| !open.fits(batch)) {
+            lane.draft.push(open.close()?);
+        }
+        let open = lane.open.get_or_insert_with(|| OpenFrame::like(batch));
+        open.push(batch, i, key_hash, time);
+        lane.documents += 1;
+        let raw = lane.draft.raw + open.body.len();
+        let cut = raw >= SEGMENT_MAX || (raw >= SEGMENT_MIN && is_cut(key_hash, raw as u64 / lane.documents));
+        if cut || open.body.len() >= FRAME {
+            if let Some(open) = lane.open.take() {
+                lane.draft.push(open.close()?);
+            }
+        }
+        if cut {
+            lane.documents = 0;
+            let draft = std::mem::replace(&mut lane.draft, Draft::new(batch.encoding));
+            self.cut_shared_of(&batch.collection)?;
+            self.cut(draft);
+        }
+        Ok(())
+    }
+
+    /// A collection has been read: its last frames move to the shared segments.
+    pub fn end(&mut self, collection: &CollectionId) -> Result<()> {
+        for encoding in [Encoding::Bson, Encoding::Json, Encoding::Bin] {
+            let Some(mut lane) = self.lanes.remove(&(collection.clone(), encoding)) else { continue };
+            if let Some(open) = lane.open.take() {
+                lane.draft.push(open.close()?);
+            }
+            if lane.draft.raw >= SEGMENT_MIN {
+                self.cut(lane.draft);
+                continue;
+            }
+            let shared = self.shared.entry(encoding).or_insert_with(|| Draft::new(encoding));
+            lane.draft.frames.into_iter().for_each(|f| shared.push(f));
+            if shared.raw >= SEGMENT_TARGET {
+                let draft = std::mem::replace(shared, Draft::new(encoding));
+                self.cut(draft);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends everything.
+    pub fn finish(&mut self) -> Result<()> {
+        let mut collections: Vec<_> = self.lanes.keys().map(|(c, _)| c.clone()).collect();
+        collections.sort();
+        collections.iter().try_for_each(|c| self.end(c))?;
+        for encoding in [Encoding::Bson, Encoding::Json, Encoding::Bin] {
+            if let Some(draft) = self.shared.remove(&encoding).filter(|d| !d.frames.is_empty()) {
+                self.cut(draft);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all frames of a collection; those in segments that are cut already stay there
+    /// unused.
+    pub fn discard(&mut self, collection: &CollectionId) {
+        self.lanes.retain(|(c, _), _| c != collection);
+        for draft in self.shared.values_mut() {
+            draft.frames.retain(|f| f.collection != *collection);
+            draft.raw = draft.frames.iter().map(|f| f.raw()).sum();
+        }
+        let dropped = &mut self.dropped;
+        self.placements.retain(|(c, _), placements| {
+            if c == collection {
+                dropped.extend(placements.iter().copied());
+            }
+            c != collection
+        });
+    }
+
+    /// The segments that are ready to be stored, with their numbers.
+    pub fn take_ready(&mut self) -> Vec<(u32, Draft)> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// Where the frames of each collection and kind space went, in order.
+    pub fn take_placements(&mut self) -> HashMap<(CollectionId, String), Vec<Placement>> {
+        std::mem::take(&mut self.placements)
+    }
+
+    /// Whether a frame was discarded after it went into a segment.
+    pub fn is_dropped(&self, segment: u32, frame: u32) -> bool {
+        self.dropped.contains(&Placement { segment, frame })
+    }
+
+    /// Frames of one collection keep their order only if what is shared goes first.
+    fn cut_shared_of(&mut self, collection: &CollectionId) -> Result<()> {
+        let holding: Vec<Encoding> = self
+            .shared
+            .iter()
+            .filter(|(_, d)| d.frames.iter().any(|f| f.collection == *collection))
+            .map(|(e, _)| *e)
+            .collect();
+        for encoding in holding {
+            if let Some(draft) = self.shared.remove(&encoding) {
+                self.cut(draft);
+            }
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, draft: Draft) {
+        let segment = self.next;
+        self.next += 1;
+        for (frame, closed) in draft.frames.iter().enumerate() {
+            let key = (closed.collection.clone(), closed.kind.space().to_owned());
+            self.placements.entry(key).or_default().push(Placement { segment, frame: frame as u32 });
+        }
+        self.ready.push((segment, draft));
+    }
+}
+
+/// Whether a segment may end after the document with this key. Only the key decides, so that a
+/// changed document moves no boundary; large documents end segments more often, so that the
+/// boundary is found before the largest size forces one.
+fn is_cut(key_hash: u64, average: u64) -> bool {
+    let one_in = match average {
+        0..=8191 => 256,
+        8192..=131_071 => 16,
+        _ => 1,
+    };
+    key_hash % one_in == 0
+}

@@ -1,0 +1,661 @@
+//! One backup into a vault, from its start to its committed point.
+
+use crate::crypto::Audience;
+use crate::filter::FilterBuilder;
+use crate::hash::Digest;
+use crate::manifest::{
+    Catalog, CatalogEntry, Contents, FilterRef, Layer, LayerCollection, LayerRef, Manifest, SourceInfo, Totals,
+};
+use crate::name::{ObjectKind, PointName};
+use crate::objects::{ObjectWriter, blocking};
+use crate::prune;
+use crate::segment::{Draft, SegmentEntry};
+use crate::vault::Inner;
+use crate::write::alive::Alive;
+use crate::write::contents::{KnownContents, RunContents};
+use crate::write::known::{self, Compared, KNOWN_MAX, KnownSpace, OldLayer};
+use crate::write::packer::{Packer, Placement};
+use crate::{points, signed};
+use model::limits::{LAYERS_MAX, SEGMENT_TARGET};
+use model::{
+    AttachmentStore, Batch, BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding,
+    EngineTime, Error, Gap, Kind, Loss, Position, Result, ResultExt, Skipped, SourceState,
+};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
+
+/// How a backup is written.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// zstd level, 1 to 19.
+    pub level: i32,
+    /// Store everything, also what has not changed.
+    pub full: bool,
+    /// Keep hashes of documents, so that the next run can find out what has changed.
+    pub compare: bool,
+    /// Segments that are compressed side by side.
+    pub workers: usize,
+    /// The name of the source in this vault, if it is not the engine's.
+    pub name: Option<String>,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+        BackupOptions { level: 3, full: false, compare: true, workers, name: None }
+    }
+}
+
+/// What a caller must do after writing a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// Go on.
+    Written,
+    /// The order of an ordered collection has changed: read all of it again, from its start.
+    /// Nothing that was written of it in this run counts.
+    ReadAgain,
+}
+
+/// What the caller knows of the state that was read.
+#[derive(Debug, Clone)]
+pub struct PointDetails {
+    /// The engine time that a restore gives.
+    pub time: EngineTime,
+    /// What can be said of the state.
+    pub consistency: Consistency,
+    /// Where changes go on.
+    pub position: Option<Position>,
+    /// A hole in the history before this point.
+    pub gap: Option<Gap>,
+    /// What was left out.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A backup under way. Dropped without [`Run::commit`], it leaves objects that no point names: the
+/// next run finds and uses them, a prune removes them.
+#[derive(Debug)]
+pub struct Run {
+    vault: Arc<Inner>,
+    id: String,
+    source: SourceInfo,
+    losses: Vec<Loss>,
+    tag: String,
+    started: i64,
+    options: BackupOptions,
+    previous: Option<(PointName, Manifest)>,
+    /// Layers of the previous point that this one builds on; empty if everything is stored.
+    base: Vec<OldLayer>,
+    known_segments: Arc<HashMap<String, SegmentEntry>>,
+    known_collections: HashSet<CollectionId>,
+    writer: Arc<ObjectWriter>,
+    contents: Arc<RunContents>,
+    alive: Alive,
+    permits: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    packer: Packer,
+    hashes: Packer,
+    collections: Vec<Collection>,
+    sealing: JoinSet<Result<SealedSegment>>,
+    segments: Vec<Option<SegmentEntry>>,
+    hash_segments: Vec<Option<SegmentEntry>>,
+    filter: FilterBuilder,
+    filters: Vec<FilterRef>,
+    /// Segments whose keys wait for the end: a collection may still be discarded.
+    deferred: Vec<(u32, SegmentEntry, Vec<Vec<u64>>)>,
+    changed: u64,
+    deleted: u64,
+    raw: u64,
+}
+
+#[derive(Debug)]
+struct Collection {
+    entry: CatalogEntry,
+    known: Option<HashMap<String, KnownSpace>>,
+    whole: bool,
+    wrote: bool,
+    counted_changed: u64,
+}
+
+#[derive(Debug)]
+struct SealedSegment {
+    number: u32,
+    entry: SegmentEntry,
+    /// Key hashes of each frame; none for hash lists.
+    keys: Option<Vec<Vec<u64>>>,
+}
+
+impl Run {
+    pub(crate) async fn start(
+        vault: Arc<Inner>,
+        description: &Description,
+        time_of_run: i64,
+        options: BackupOptions,
+    ) -> Result<Run> {
+        vault.signing()?;
+        let objects = vault.objects()?;
+        let id = crate::hash::hex(&vault.seams.bytes::<8>());
+        // First the sign of life, then the look at what a prune means to remove: a prune does it
+        // the other way round, so one of the two sees the other.
+        let alive = Alive::start(vault.storage.clone(), vault.seams.clock.clone(), &id).await?;
+        let doomed = prune::doomed(&vault.storage).await?;
+        let history = points::list(&vault).await?;
+        let source = SourceInfo {
+            engine: description.engine.clone(),
+            identity: description.identity.clone(),
+            name: options.name.clone().unwrap_or_else(|| description.name.clone()),
+            version: description.version.clone(),
+            feed: description.feed,
+        };
+        // A name given by the user is the source's identity in this vault, so that it can move.
+        let identity = options.name.as_ref().map_or_else(|| source.identity.clone(), |n| format!("as:{n}"));
+        let tag = objects.keys.source_tag(&source.engine.0, &identity);
+        let previous = match points::newest_of(&history, &tag) {
+            Some(name) => Some((name.clone(), points::read(&vault, name).await?)),
+            None => None,
+        };
+        vault.check_newest(&tag, &history)?;
+        let mut base = Vec::new();
+        let mut trusted = HashSet::new();
+        let mut known_segments = HashMap::new();
+        if let Some((_, manifest)) = &previous {
+            for reference in &manifest.layers {
+                let layer = objects.layer(&reference.object).await?;
+                trusted.extend(layer.objects().map(str::to_owned));
+                trusted.insert(reference.object.clone());
+                for entry in &layer.segments {
+                    if !entry.frames.is_empty() {
+                        known_segments.insert(entry.object.clone(), entry.clone());
+                    }
+                }
+                base.push(OldLayer { reference: reference.clone(), layer: Arc::new(layer) });
+            }
+            trusted.extend(manifest.catalog_object.clone());
+        }
+        let is_doomed = |path: &str| doomed.contains(path);
+        let reusable = base.iter().all(|l| !is_doomed(&l.reference.object) && !l.layer.objects().any(is_doomed));
+        let increments: u64 = base.iter().skip(1).map(|l| l.reference.raw).sum();
+        let first = base.first().map_or(0, |l| l.reference.raw);
+        let grown = base.len() >= LAYERS_MAX || increments > first / 2 + SEGMENT_TARGET as u64;
+        let mut known_collections = HashSet::new();
+        if options.full || !options.compare || !reusable || grown {
+            base.clear();
+        } else if let Some((_, manifest)) = &previous {
+            let catalog = points::catalog(&vault, manifest).await?;
+            known_collections = catalog.collections.into_iter().map(|c| c.info.id).collect();
+        }
+        let writer = Arc::new(ObjectWriter::new(objects, trusted, doomed, vault.seams.random.clone()));
+        let contents = Arc::new(RunContents::new(writer.clone(), options.level));
+        let permits = Arc::new(Semaphore::new(options.workers.max(1)));
+        Ok(Run {
+            vault,
+            id,
+            source,
+            losses: description.losses.clone(),
+            tag,
+            started: time_of_run,
+            options,
+            previous,
+            base,
+            known_segments: Arc::new(known_segments),
+            known_collections,
+            writer,
+            contents,
+            alive,
+            permits,
+            state: Mutex::new(State::default()),
+        })
+    }
+
+    /// The run's id, which becomes the point's.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What the source's plan needs to know of the last point; none for the first backup.
+    pub fn last(&self) -> Option<SourceState> {
+        self.previous.as_ref().map(|(_, m)| SourceState {
+            identity: m.source.identity.clone(),
+            position: m.position.clone(),
+            time: m.time,
+        })
+    }
+
+    /// Whether this run stores everything.
+    pub fn is_full(&self) -> bool {
+        self.base.is_empty()
+    }
+
+    /// Bytes this run has added to the vault so far.
+    pub fn stored(&self) -> u64 {
+        self.writer.stored()
+    }
+
+    /// Where the source puts the content of attachments.
+    pub fn attachments(&self) -> Arc<dyn AttachmentStore> {
+        self.contents.clone()
+    }
+
+    /// A collection is going to be read. Must come before its first batch, also for empty ones.
+    pub async fn begin(&self, info: &CollectionInfo) -> Result<()> {
+        let mut state = self.state.lock().await;
+        if let Some(known) = state.collections.iter_mut().find(|c| c.entry.info.id == info.id) {
+            known.entry.info = info.clone();
+            return Ok(());
+        }
+        let comparable = self.known_collections.contains(&info.id)
+            && known::known_hashes(&self.base, &info.id) <= KNOWN_MAX;
+        let known = if comparable {
+            let mut contents = KnownContents::new();
+            let spaces = known::load(&self.writer.objects, &self.base, &info.id, &mut contents)
+                .await
+                .context(|| format!("finding out what is known of {}", info.name))?;
+            self.contents.learn(contents).await;
+            Some(spaces)
+        } else {
+            None
+        };
+        let whole = known.is_none();
+        state.collections.push(Collection { entry: new_entry(info), known, whole, wrote: false, counted_changed: 0 });
+        Ok(())
+    }
+
+    /// Writes a batch, or what is new of it.
+    pub async fn write(&self, batch: Batch) -> Result<WriteOutcome> {
+        batch.check()?;
+        let mut state = self.state.lock().await;
+        let state = &mut *state;
+        let keys = &self.writer.objects.keys;
+        let collection = state
+            .collections
+            .iter_mut()
+            .find(|c| c.entry.info.id == batch.collection)
+            .ok_or_else(|| Error::bug(format!("collection {} was not begun", batch.collection)))?;
+        let ordered = collection.entry.info.ordered;
+        let space = batch.kind.space();
+        let mut known = match &mut collection.known {
+            Some(spaces) if !spaces.contains_key(space) => Some(spaces.entry(space.to_owned()).or_default()),
+            Some(spaces) => spaces.get_mut(space),
+            None => None,
+        };
+        let prefix = keys.key_prefix(&batch.collection, &batch.kind);
+        let mut kept_hashes = self.options.compare.then(|| HashList::new(&batch));
+        for i in 0..batch.len() {
+            let hash = keys.document(&batch, i);
+            let key_hash = {
+                use highway::HighwayHash;
+                let mut hasher = prefix.clone();
+                hasher.append(batch.key_of(i));
+                hasher.finalize64()
+            };
+            count(&mut collection.entry, &batch, i);
+            collection.entry.digest.add(hash);
+            if let Some(known) = known.as_deref_mut() {
+                let compared = known.compare(key_hash, hash.short());
+                if ordered && known.is_out_of_order() {
+                    let info = collection.entry.info.clone();
+                    state.changed -= collection.counted_changed;
+                    *collection = Collection {
+                        entry: new_entry(&info),
+                        known: None,
+                        whole: true,
+                        wrote: false,
+                        counted_changed: 0,
+                    };
+                    state.packer.discard(&info.id);
+                    state.hashes.discard(&info.id);
+                    return Ok(WriteOutcome::ReadAgain);
+                }
+                if compared == Compared::Same {
+                    continue;
+                }
+            }
+            state.packer.push(&batch, i, key_hash, None)?;
+            state.raw += batch.body_of(i).len() as u64;
+            state.changed += 1;
+            collection.counted_changed += 1;
+            collection.wrote = true;
+            if let Some(list) = &mut kept_hashes {
+                list.push(&batch, i, hash.short());
+            }
+        }
+        if let Some(list) = kept_hashes.and_then(HashList::take) {
+            for i in 0..list.len() {
+                state.hashes.push(&list, i, 0, None)?;
+            }
+        }
+        self.store_ready(state).await?;
+        Ok(WriteOutcome::Written)
+    }
+
+    /// A collection has been read to its end: what was not seen of it is gone.
+    pub async fn end(&self, id: &CollectionId) -> Result<()> {
+        let mut state = self.state.lock().await;
+        let state = &mut *state;
+        let Some(collection) = state.collections.iter_mut().find(|c| c.entry.info.id == *id) else { return Ok(()) };
+        if let Some(mut spaces) = collection.known.take() {
+            let keys = &self.writer.objects.keys;
+            for batch in known::gone(&self.writer.objects, &self.base, id, &mut spaces).await? {
+                for i in 0..batch.len() {
+                    let key_hash = keys.key(id, &batch.kind, batch.key_of(i));
+                    state.packer.push(&batch, i, key_hash, None)?;
+                    state.hashes.push(&as_list(&batch), i, 0, None)?;
+                }
+                state.deleted += batch.len() as u64;
+                collection.wrote = true;
+            }
+        }
+        state.packer.end(id)?;
+        self.store_ready(state).await
+    }
+
+    /// Stores the segments that are full, as many side by side as there are workers.
+    async fn store_ready(&self, state: &mut State) -> Result<()> {
+        for (number, draft) in state.packer.take_ready() {
+            self.store_one(state, number, draft, false).await?;
+        }
+        for (number, draft) in state.hashes.take_ready() {
+            self.store_one(state, number, draft, true).await?;
+        }
+        while let Some(done) = state.sealing.try_join_next() {
+            self.sealed(state, done).await?;
+        }
+        Ok(())
+    }
+
+    async fn store_one(&self, state: &mut State, number: u32, mut draft: Draft, is_hashes: bool) -> Result<()> {
+        let permit = loop {
+            // What is done must be taken while waiting, or its memory would pile up.
+            tokio::select! {
+                biased;
+                permit = self.permits.clone().acquire_owned() => {
+                    break permit.map_err(|_| Error::bug("the workers are gone"))?;
+                }
+                Some(done) = state.sealing.join_next() => self.sealed(state, done).await?,
+            }
+        };
+        let keys = (!is_hashes).then(|| draft.frames.iter_mut().map(|f| std::mem::take(&mut f.key_hashes)).collect());
+        let (kind, audience) = if is_hashes {
+            (ObjectKind::Hashes, Audience::Writers)
+        } else {
+            (ObjectKind::Segment, Audience::Readers)
+        };
+        let (writer, known, level) = (self.writer.clone(), self.known_segments.clone(), self.options.level);
+        state.sealing.spawn(async move {
+            let entry = writer.put_segment(kind, audience, level, Arc::new(draft), &known).await?;
+            drop(permit);
+            Ok(SealedSegment { number, entry, keys })
+        });
+        Ok(())
+    }
+
+    async fn sealed(
+        &self,
+        state: &mut State,
+        done: Result<Result<SealedSegment>, tokio::task::JoinError>,
+    ) -> Result<()> {
+        let done = done.map_err(|e| Error::bug(format!("a worker stopped: {e}")))??;
+        let Some(keys) = done.keys else {
+            place(&mut state.hash_segments, done.number, done.entry);
+            return Ok(());
+        };
+        if self.base.is_empty() {
+            state.filter.add(&done.entry, &keys);
+            if state.filter.is_full() {
+                self.store_filter(state).await?;
+            }
+        } else {
+            state.deferred.push((done.number, done.entry.clone(), keys));
+        }
+        place(&mut state.segments, done.number, done.entry);
+        Ok(())
+    }
+
+    async fn store_filter(&self, state: &mut State) -> Result<()> {
+        if state.filter.is_empty() {
+            return Ok(());
+        }
+        let builder = std::mem::take(&mut state.filter);
+        let keys = self.writer.objects.keys.clone();
+        let (bytes, bits, slot) = blocking(move || builder.encode(&keys)).await?;
+        let content = self.writer.objects.keys.content_id(&bytes);
+        let stored = match self.writer.existing(ObjectKind::Filter, &content).await? {
+            Some(found) => found,
+            None => {
+                let mut bytes = bytes;
+                if self.writer.is_doomed(ObjectKind::Filter, &content, "bin", &bytes) {
+                    bytes.extend_from_slice(&self.writer.salt());
+                }
+                let cipher = self.writer.objects.cipher.clone();
+                let (sealed, head) = blocking(move || cipher.seal(Audience::Readers, bytes)).await?;
+                self.writer.put(ObjectKind::Filter, content, "bin", sealed, head).await?
+            }
+        };
+        state.filters.push(FilterRef { object: stored.path, size: stored.size, head: stored.head, bits, slot });
+        Ok(())
+    }
+
+    /// Completes the point: everything it needs is stored durably, then its manifest. Once this
+    /// returns, the point can be restored.
+    pub async fn commit(self, details: PointDetails) -> Result<(PointName, Manifest)> {
+        let mut state = std::mem::take(&mut *self.state.lock().await);
+        state.packer.finish()?;
+        state.hashes.finish()?;
+        self.store_ready(&mut state).await?;
+        while let Some(done) = state.sealing.join_next().await {
+            self.sealed(&mut state, done).await?;
+        }
+        let mut deferred = std::mem::take(&mut state.deferred);
+        deferred.sort_by_key(|(number, ..)| *number);
+        for (number, entry, mut keys) in deferred {
+            for (frame, hashes) in keys.iter_mut().enumerate() {
+                if state.packer.is_dropped(number, frame as u32) {
+                    hashes.clear();
+                }
+            }
+            state.filter.add(&entry, &keys);
+            if state.filter.is_full() {
+                self.store_filter(&mut state).await?;
+            }
+        }
+        self.store_filter(&mut state).await?;
+        let contents = self.contents.finish().await?;
+        let mut layers: Vec<LayerRef> = self.base.iter().map(|l| l.reference.clone()).collect();
+        if let Some(layer) = self.store_layer(&mut state, contents, details.time).await? {
+            layers.push(layer);
+        }
+        let manifest = self.manifest(state, layers, details).await?;
+        let name = self.store_point(&manifest).await?;
+        self.vault.keep_newest(&self.tag, &name);
+        if let Err(e) = self.alive.end().await {
+            // The point stands; the sign of life expires by itself.
+            tracing::warn!("taking away the run's sign of life failed: {e}");
+        }
+        prune::check_after_commit(&self.vault, &name, &manifest).await?;
+        Ok((name, manifest))
+    }
+
+    async fn store_layer(&self, state: &mut State, contents: Contents, time: EngineTime) -> Result<Option<LayerRef>> {
+        let whole: Vec<_> = state
+            .collections
+            .iter()
+            .filter(|c| c.whole && !self.base.is_empty())
+            .map(|c| c.entry.info.id.clone())
+            .collect();
+        let nothing_new = state.collections.iter().all(|c| !c.wrote) && whole.is_empty();
+        if nothing_new && !self.base.is_empty() {
+            return Ok(None);
+        }
+        let missing = || Error::bug("a segment was not stored");
+        let take = |list: &mut Vec<Option<SegmentEntry>>| {
+            std::mem::take(list).into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing)
+        };
+        let layer = Layer {
+            rewound: "layer".into(),
+            run: self.id.clone(),
+            time,
+            segments: take(&mut state.segments)?,
+            collections: in_runs(state.packer.take_placements()),
+            contents,
+            filters: std::mem::take(&mut state.filters),
+            hashes: take(&mut state.hash_segments)?,
+            hash_collections: in_runs(state.hashes.take_placements()),
+        };
+        let stored = self.writer.put_json(ObjectKind::Layer, Audience::Writers, &layer).await?;
+        Ok(Some(LayerRef {
+            object: stored.path,
+            filters: layer.filters,
+            raw: state.raw,
+            run: self.id.clone(),
+            whole,
+            time,
+        }))
+    }
+
+    async fn manifest(&self, state: State, layers: Vec<LayerRef>, details: PointDetails) -> Result<Manifest> {
+        let mut digest = Digest::default();
+        let mut totals = Totals { changed: state.changed, deleted: state.deleted, ..Totals::default() };
+        let mut collections = Vec::with_capacity(state.collections.len());
+        for Collection { entry, .. } in state.collections {
+            digest.merge(&entry.digest);
+            totals.documents += entry.documents;
+            totals.attachments += entry.attachments;
+            totals.document_bytes += entry.document_bytes;
+            totals.attachment_bytes += entry.attachment_bytes;
+            collections.push(entry);
+        }
+        let catalog = Catalog { losses: self.losses.clone(), collections };
+        // Few collections stand in the point itself, which saves a lookup a request.
+        let small = serde_json::to_vec(&catalog).is_ok_and(|json| json.len() <= 8 << 10);
+        let (catalog, catalog_object) = if small {
+            (Some(catalog), None)
+        } else {
+            let stored = self.writer.put_json(ObjectKind::Catalog, Audience::Writers, &catalog).await?;
+            (None, Some(stored.path))
+        };
+        totals.stored = self.writer.stored();
+        Ok(Manifest {
+            rewound: "point".into(),
+            format: crate::vault_file::FORMAT,
+            run: self.id.clone(),
+            source: self.source.clone(),
+            started: self.started,
+            committed: self.vault.seams.clock.now_millis(),
+            time: details.time,
+            consistency: details.consistency,
+            position: details.position,
+            previous: self.previous.as_ref().map(|(name, _)| name.to_string()),
+            gap: details.gap,
+            layers,
+            catalog,
+            catalog_object,
+            totals,
+            skipped: details.skipped,
+            digest,
+        })
+    }
+
+    async fn store_point(&self, manifest: &Manifest) -> Result<PointName> {
+        let signed = signed::write(self.vault.signing()?, crate::manifest::POINT_CONTEXT, manifest)?;
+        let compressed = crate::objects::compress(&signed, 3)?;
+        let (sealed, _) = self.writer.objects.cipher.seal(Audience::Writers, compressed)?;
+        let name = PointName {
+            source: self.tag.clone(),
+            committed: manifest.committed.max(0) as u64,
+            run: self.id.clone(),
+            stored: *blake3::hash(&sealed).as_bytes(),
+            encrypted: !self.writer.objects.cipher.is_plain(),
+        };
+        // All that the point names must survive a power loss before the point itself can.
+        self.vault.storage.sync().await?;
+        self.alive.check()?;
+        self.vault.storage.create(&name.to_string(), sealed.into()).await?;
+        self.vault.storage.sync().await?;
+        Ok(name)
+    }
+
+    /// Gives up: what was stored stays for the next run, no point is made.
+    pub async fn abandon(self) -> Result<()> {
+        self.state.lock().await.sealing.abort_all();
+        self.alive.end().await
+    }
+}
+
+fn new_entry(info: &CollectionInfo) -> CatalogEntry {
+    CatalogEntry {
+        info: info.clone(),
+        documents: 0,
+        attachments: 0,
+        document_bytes: 0,
+        attachment_bytes: 0,
+        digest: Digest::default(),
+    }
+}
+
+fn count(entry: &mut CatalogEntry, batch: &Batch, i: usize) {
+    if batch.kind == Kind::Attachment {
+        entry.attachments += 1;
+        entry.attachment_bytes += batch.attachments.get(i).map_or(0, |a| a.length);
+    } else {
+        entry.documents += 1;
+        entry.document_bytes += batch.body_of(i).len() as u64;
+    }
+}
+
+fn place(list: &mut Vec<Option<SegmentEntry>>, number: u32, entry: SegmentEntry) {
+    let number = number as usize;
+    if list.len() <= number {
+        list.resize_with(number + 1, || None);
+    }
+    list[number] = Some(entry);
+}
+
+/// Placements as runs of frames.
+fn in_runs(placements: HashMap<(CollectionId, String), Vec<Placement>>) -> Vec<LayerCollection> {
+    let mut collections: Vec<_> = placements
+        .into_iter()
+        .map(|((id, space), list)| {
+            let mut frames: Vec<(u32, u32, u32)> = Vec::new();
+            for Placement { segment, frame } in list {
+                match frames.last_mut() {
+                    Some((s, first, count)) if *s == segment && *first + *count == frame => *count += 1,
+                    _ => frames.push((segment, frame, 1)),
+                }
+            }
+            LayerCollection { id, space, frames }
+        })
+        .collect();
+    collections.sort_by(|a, b| (&a.id, &a.space).cmp(&(&b.id, &b.space)));
+    collections
+}
+
+/// The hashes of a batch's documents, as documents of a hash list: the same kinds and keys, 8 bytes
+/// of hash as bodies, none for deletions.
+struct HashList(BatchBuilder);
+
+impl HashList {
+    fn new(batch: &Batch) -> Self {
+        HashList(BatchBuilder::new(batch.collection.clone(), batch.kind.clone(), Encoding::Bin))
+    }
+
+    fn push(&mut self, batch: &Batch, i: usize, hash: u64) {
+        match batch.attachments.get(i) {
+            Some(content) => self.0.push_attachment(batch.key_of(i), &hash.to_le_bytes(), content.clone()),
+            None => self.0.push(batch.key_of(i), &hash.to_le_bytes()),
+        }
+    }
+
+    fn take(mut self) -> Option<Batch> {
+        (!self.0.is_empty()).then(|| self.0.take())
+    }
+}
+
+fn as_list(tombstones: &Batch) -> Batch {
+    Batch { encoding: Encoding::Bin, ..tombstones.clone() }
+}
+
