@@ -13,10 +13,12 @@ mod name;
 mod objects;
 mod points;
 mod prune;
+mod read;
 mod segment;
 mod signed;
 pub mod storage;
 mod vault;
+mod verify;
 mod vault_file;
 mod write;
 
@@ -27,7 +29,9 @@ pub use manifest::{Catalog, CatalogEntry, LayerRef, Manifest, SourceInfo, Totals
 pub use name::{ObjectKind, ObjectName, PointName};
 pub use points::{BrokenPoint, Point, Points};
 pub use prune::PruneReport;
+pub use read::{State, Version};
 pub use segment::read_all as read_segment;
 pub use vault::{Access, Protection, Vault};
+pub use verify::{Damage, Hit, VerifyOptions, VerifyProgress, VerifyReport};
 pub use vault_file::{Encryption, FORMAT, VaultFile};
 pub use write::{BackupOptions, PointDetails, Run, WriteOutcome};

@@ -7,4 +7,5 @@ mod packer;
 mod run;
 
 pub(crate) use alive::ACTIVE;
+pub(crate) use contents::Place;
 pub use run::{BackupOptions, PointDetails, Run, WriteOutcome};

@@ -1,0 +1,79 @@
+//! Reads frames of segments, keeping the last few segments for the collections that share them.
+
+use crate::frame::Frame;
+use crate::name::ObjectName;
+use crate::objects::{Objects, blocking};
+use crate::segment::{self, SegmentEntry};
+use bytes::Bytes;
+use model::{Encoding, Error, Result, ResultExt};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::{Mutex, OnceCell};
+
+/// Segments kept: about 5 MiB each.
+const KEPT: usize = 6;
+
+/// A segment's frames, still compressed.
+type Frames = Arc<Vec<(Bytes, u32)>>;
+
+/// Reads segments of one vault.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    objects: Objects,
+    kept: Mutex<VecDeque<(String, Arc<OnceCell<Frames>>)>>,
+}
+
+impl Segments {
+    pub fn new(objects: Objects) -> Self {
+        Segments { objects, kept: Mutex::default() }
+    }
+
+    /// All frames of a segment, compressed. Read once when several ask at the same time.
+    async fn frames(&self, path: &str) -> Result<Frames> {
+        let cell = {
+            let mut kept = self.kept.lock().await;
+            match kept.iter().position(|(p, _)| p == path) {
+                Some(i) => {
+                    let found = kept.remove(i).unwrap_or_default();
+                    let cell = found.1.clone();
+                    kept.push_back(found);
+                    cell
+                }
+                None => {
+                    if kept.len() >= KEPT {
+                        kept.pop_front();
+                    }
+                    let cell = Arc::new(OnceCell::new());
+                    kept.push_back((path.to_owned(), cell.clone()));
+                    cell
+                }
+            }
+        };
+        let frames = cell.get_or_try_init(|| async { self.objects.segment(path).await.map(Arc::new) }).await?;
+        Ok(frames.clone())
+    }
+
+    /// Some frames of a segment, decoded off the asynchronous threads.
+    pub async fn read(&self, entry: &SegmentEntry, wanted: Vec<u32>) -> Result<Vec<Frame>> {
+        let path = entry.object.clone();
+        let encoding = encoding_of(&path)?;
+        let frames = self.frames(&path).await?;
+        blocking(move || {
+            wanted
+                .into_iter()
+                .map(|number| {
+                    let (stored, raw) = frames
+                        .get(number as usize)
+                        .ok_or_else(|| Error::corrupt(format!("it has no frame {number}")))?;
+                    segment::read_frame(encoding, stored, *raw)
+                })
+                .collect::<Result<Vec<_>>>()
+                .context(|| format!("reading {path}"))
+        })
+        .await
+    }
+}
+
+pub(crate) fn encoding_of(path: &str) -> Result<Encoding> {
+    segment::encoding_of(&ObjectName::parse(path)?.endings)
+}

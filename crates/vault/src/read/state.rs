@@ -1,0 +1,391 @@
+//! The state that a point restores: each collection as a stream of documents.
+
+use crate::frame::Frame;
+use crate::hash::HashKeys;
+use crate::manifest::{CatalogEntry, Layer, LayerRef};
+use crate::points::{self, Point};
+use crate::read::contents::ContentReader;
+use crate::read::overlay::{Fate, Overlay, Spot, check_collection, only, retain};
+use crate::read::segments::Segments;
+use crate::segment::SegmentEntry;
+use crate::vault::{Inner, Vault};
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use model::{
+    AttachmentRef, AttachmentStore, Batch, CollectionId, Description, Error, Kind, Result, ResultExt, Selection,
+};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Segments that are decoded side by side for one collection.
+const AHEAD: usize = 3;
+
+/// A layer of a point, read.
+#[derive(Debug)]
+pub(crate) struct LoadedLayer {
+    pub number: usize,
+    pub reference: LayerRef,
+    pub layer: Layer,
+}
+
+/// What a point restores.
+#[derive(Debug, Clone)]
+pub struct State {
+    point: Point,
+    collections: Vec<CatalogEntry>,
+    losses: Vec<model::Loss>,
+    selection: Selection,
+    layers: Arc<Vec<LoadedLayer>>,
+    segments: Arc<Segments>,
+    keys: HashKeys,
+    contents: Arc<ContentReader>,
+}
+
+impl Vault {
+    /// The state that a point restores, of the collections that the selection means. Needs a
+    /// recipient's identity, or a plain vault.
+    pub async fn resolve(&self, point: &Point, selection: &Selection) -> Result<State> {
+        resolve(&self.inner, point, selection).await
+    }
+}
+
+async fn resolve(vault: &Arc<Inner>, point: &Point, selection: &Selection) -> Result<State> {
+    let objects = vault.need_reader()?;
+    let catalog = points::catalog(vault, &point.manifest).await?;
+    let mut layers = Vec::new();
+    for (number, reference) in point.manifest.layers.iter().enumerate() {
+        let layer = objects.layer(&reference.object).await?;
+        layers.push(LoadedLayer { number, reference: reference.clone(), layer });
+    }
+    let layers = Arc::new(layers);
+    Ok(State {
+        point: point.clone(),
+        collections: catalog.collections.into_iter().filter(|c| selection.takes(&c.info.name)).collect(),
+        losses: catalog.losses,
+        selection: selection.clone(),
+        segments: Arc::new(Segments::new(objects.clone())),
+        keys: objects.keys.clone(),
+        contents: Arc::new(ContentReader::new(objects, layers.clone())),
+        layers,
+    })
+}
+
+impl State {
+    /// The point.
+    pub fn point(&self) -> &Point {
+        &self.point
+    }
+
+    /// The selected collections, in the order in which they are restored.
+    pub fn collections(&self) -> &[CatalogEntry] {
+        &self.collections
+    }
+
+    /// The source as it described itself, with the selected collections.
+    pub fn description(&self) -> Description {
+        let source = &self.point.manifest.source;
+        Description {
+            engine: source.engine.clone(),
+            identity: source.identity.clone(),
+            name: source.name.clone(),
+            version: source.version.clone(),
+            feed: source.feed,
+            collections: self.collections.iter().map(|c| c.info.clone()).collect(),
+            losses: self.losses.clone(),
+        }
+    }
+
+    /// Whether all documents of a collection are selected, so that what is read must have the
+    /// catalog's count and digest.
+    pub fn is_whole(&self, collection: &CatalogEntry) -> bool {
+        self.selection.takes_all_of(&collection.info.name)
+            && (!self.selection.no_attachments || collection.attachments == 0)
+    }
+
+    /// Gives the content of attachments of this state.
+    pub fn attachments(&self) -> Arc<dyn AttachmentStore> {
+        self.contents.clone()
+    }
+
+    /// The documents of a collection, attachments last. Those of an ordered collection come in
+    /// order. No tombstones come, and no document twice.
+    pub fn read(&self, collection: &CatalogEntry) -> BoxStream<'static, Result<Batch>> {
+        let id = &collection.info.id;
+        let from = self.layers.iter().rposition(|l| l.reference.whole.contains(id)).unwrap_or(0);
+        let mut spaces: BTreeSet<(bool, String)> = BTreeSet::new();
+        for layer in &self.layers[from..] {
+            let of_collection = layer.layer.collections.iter().filter(|c| c.id == *id);
+            // False comes before true: attachments are last.
+            spaces.extend(of_collection.map(|c| (c.space == "attachment", c.space.clone())));
+        }
+        let name = collection.info.name.clone();
+        let reading = spaces.into_iter().filter(|(attachments, _)| !(*attachments && self.selection.no_attachments));
+        let streams: Vec<_> = reading
+            .map(|(_, space)| {
+                let state = self.clone();
+                let (id, ordered) = (id.clone(), collection.info.ordered);
+                stream::once(async move { state.read_space(from, id, space, ordered).await }).try_flatten().boxed()
+            })
+            .collect();
+        let selection = self.selection.clone();
+        let whole = selection.takes_all_of(&name);
+        stream::iter(streams)
+            .flatten()
+            .map(move |batch| {
+                let batch = batch.context(|| format!("reading collection {name}"))?;
+                if whole {
+                    return Ok(batch);
+                }
+                Ok(retain(&batch, |i| takes(&selection, &name, &batch, i)))
+            })
+            .try_filter(|batch| std::future::ready(!batch.is_empty()))
+            .boxed()
+    }
+
+    /// Reads one kind space of a collection: the oldest layer that counts, streamed against the
+    /// changes of the younger ones, then what only those hold.
+    async fn read_space(
+        self,
+        from: usize,
+        id: CollectionId,
+        space: String,
+        ordered: bool,
+    ) -> Result<BoxStream<'static, Result<Batch>>> {
+        let base = self.frames_of(from, &id, &space);
+        let mut changes = Vec::new();
+        let mut overlay = Overlay::default();
+        for layer in &self.layers[from + 1..] {
+            for (number, place) in self.frames_of(layer.number, &id, &space).into_iter().enumerate() {
+                let _ = number;
+                let mut frames = self.segments.read(&place.entry, vec![place.frame]).await?;
+                let frame = frames.pop().ok_or_else(|| Error::bug("a frame was not read"))?;
+                check_collection(&frame.batch, &id)?;
+                overlay.add_layer_frame(&self.keys, changes.len() as u32, &frame, layer.reference.time);
+                changes.push(place);
+            }
+        }
+        let read = self.layers.get(from).map_or(model::EngineTime::ZERO, |l| l.reference.time);
+        let stream = self.stream_frames(base, id.clone());
+        if overlay.is_empty() {
+            return Ok(stream.map_ok(|f| f.batch).map_ok(move |b| renumber(b, from)).boxed());
+        }
+        overlay.set_read(read);
+        overlay.finish();
+        let merge = Merge {
+            segments: self.segments.clone(),
+            keys: self.keys.clone(),
+            changes,
+            overlay,
+            ordered,
+            read,
+            base_layer: from,
+            last: None,
+        };
+        Ok(merge.run(stream))
+    }
+
+    /// Where the frames of a collection and kind space are in a layer, in order.
+    fn frames_of(&self, layer: usize, id: &CollectionId, space: &str) -> Vec<FramePlace> {
+        let Some(loaded) = self.layers.get(layer) else { return Vec::new() };
+        let segments: HashMap<u32, Arc<SegmentEntry>> = HashMap::new();
+        let mut segments = segments;
+        Layer::frames_of(&loaded.layer.collections, id, space)
+            .map(|(segment, frame)| {
+                let entry = segments
+                    .entry(segment)
+                    .or_insert_with(|| Arc::new(loaded.layer.segments.get(segment as usize).cloned().unwrap_or_else(no_segment)))
+                    .clone();
+                FramePlace { layer, entry, frame }
+            })
+            .collect()
+    }
+
+    /// Decodes frames, some segments ahead, in order.
+    fn stream_frames(&self, places: Vec<FramePlace>, id: CollectionId) -> BoxStream<'static, Result<Frame>> {
+        let mut groups: Vec<(Arc<SegmentEntry>, Vec<u32>)> = Vec::new();
+        for place in places {
+            match groups.last_mut() {
+                // At most 16 frames at once: that bounds what is decoded ahead.
+                Some((entry, frames)) if Arc::ptr_eq(entry, &place.entry) && frames.len() < 16 => {
+                    frames.push(place.frame);
+                }
+                _ => groups.push((place.entry, vec![place.frame])),
+            }
+        }
+        let segments = self.segments.clone();
+        stream::iter(groups)
+            .map(move |(entry, frames)| {
+                let segments = segments.clone();
+                async move { segments.read(&entry, frames).await }
+            })
+            .buffered(AHEAD)
+            .map_ok(|frames| stream::iter(frames.into_iter().map(Ok)))
+            .try_flatten()
+            .and_then(move |frame| std::future::ready(check_collection(&frame.batch, &id).map(|()| frame)))
+            .boxed()
+    }
+}
+
+/// Stands for a segment that a layer's table lacks: reading it fails as damage.
+fn no_segment() -> SegmentEntry {
+    SegmentEntry { object: String::new(), size: 0, head: String::new(), frames: vec![], raw: 0, counts: vec![] }
+}
+
+#[derive(Debug, Clone)]
+struct FramePlace {
+    layer: usize,
+    entry: Arc<SegmentEntry>,
+    frame: u32,
+}
+
+/// Streams the oldest layer against a table of changes.
+struct Merge {
+    segments: Arc<Segments>,
+    keys: HashKeys,
+    changes: Vec<FramePlace>,
+    overlay: Overlay,
+    ordered: bool,
+    read: model::EngineTime,
+    base_layer: usize,
+    last: Option<(u32, Frame)>,
+}
+
+impl Merge {
+    fn run(mut self, mut base: BoxStream<'static, Result<Frame>>) -> BoxStream<'static, Result<Batch>> {
+        let (sender, receiver) = futures::channel::mpsc::channel::<Result<Batch>>(2);
+        let work = async move {
+            let mut sender = sender;
+            let result = self.feed(&mut base, &mut sender).await;
+            if let Err(e) = result {
+                // A reader that is gone needs no error.
+                let _ = futures::SinkExt::send(&mut sender, Err(e)).await;
+            }
+        };
+        // Driven by whoever reads: nothing goes on when the stream is dropped.
+        stream::select(receiver, stream::once(work).filter_map(|()| std::future::ready(None))).boxed()
+    }
+
+    async fn feed(
+        &mut self,
+        base: &mut BoxStream<'static, Result<Frame>>,
+        out: &mut futures::channel::mpsc::Sender<Result<Batch>>,
+    ) -> Result<()> {
+        while let Some(frame) = base.try_next().await? {
+            let batch = &frame.batch;
+            let mut fates = Vec::with_capacity(batch.len());
+            for i in 0..batch.len() {
+                let hash = self.keys.key(&batch.collection, &batch.kind, batch.key_of(i));
+                fates.push(self.overlay.fate(hash, batch.key_of(i), self.read, self.ordered)?);
+            }
+            if fates.iter().all(|f| *f == Fate::Kept) {
+                send(out, renumber(frame.batch, self.base_layer)).await?;
+                continue;
+            }
+            let mut at = 0;
+            while at < fates.len() {
+                let run = fates[at..].iter().take_while(|f| !matches!(f, Fate::Becomes { .. })).count();
+                let here = at..at + run;
+                let kept = retain(batch, |i| here.contains(&i) && fates[i] == Fate::Kept);
+                send(out, renumber(kept, self.base_layer)).await?;
+                at += run;
+                if let Some(Fate::Becomes { start, patches }) = fates.get(at) {
+                    no_patches(patches)?;
+                    let Some(start) = start else {
+                        return Err(Error::bug("a change without a body"));
+                    };
+                    let changed = self.fetch(*start).await?;
+                    send(out, changed).await?;
+                    at += 1;
+                }
+            }
+        }
+        // Neighbours in one frame go out together.
+        let mut pending: Option<(u32, Vec<usize>)> = None;
+        for (start, patches) in self.overlay.rest(self.ordered)? {
+            no_patches(&patches)?;
+            match &mut pending {
+                Some((frame, docs)) if *frame == start.frame => docs.push(start.doc as usize),
+                _ => {
+                    if let Some(done) = pending.replace((start.frame, vec![start.doc as usize])) {
+                        let batch = self.fetch_many(done).await?;
+                        send(out, batch).await?;
+                    }
+                }
+            }
+        }
+        if let Some(done) = pending {
+            let batch = self.fetch_many(done).await?;
+            send(out, batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn frame(&mut self, number: u32) -> Result<&Frame> {
+        if self.last.as_ref().is_none_or(|(n, _)| *n != number) {
+            let place = self.changes.get(number as usize).ok_or_else(|| Error::bug("a change without a frame"))?;
+            let mut frames = self.segments.read(&place.entry, vec![place.frame]).await?;
+            let frame = frames.pop().ok_or_else(|| Error::bug("a frame was not read"))?;
+            self.last = Some((number, frame));
+        }
+        self.last.as_ref().map(|(_, f)| f).ok_or_else(|| Error::bug("a frame was not read"))
+    }
+
+    async fn fetch(&mut self, spot: Spot) -> Result<Batch> {
+        let layer = self.changes.get(spot.frame as usize).map_or(0, |p| p.layer);
+        let frame = self.frame(spot.frame).await?;
+        Ok(renumber(only(&frame.batch, spot.doc as usize), layer))
+    }
+
+    async fn fetch_many(&mut self, (number, docs): (u32, Vec<usize>)) -> Result<Batch> {
+        let layer = self.changes.get(number as usize).map_or(0, |p| p.layer);
+        let frame = self.frame(number).await?;
+        let mut batch = retain(&frame.batch, |_| false);
+        batch.docs = docs.iter().filter_map(|i| frame.batch.docs.get(*i).copied()).collect();
+        batch.attachments = docs.iter().filter_map(|i| frame.batch.attachments.get(*i).cloned()).collect();
+        Ok(renumber(batch, layer))
+    }
+}
+
+fn no_patches(patches: &[Spot]) -> Result<()> {
+    if patches.is_empty() { Ok(()) } else { Err(Error::bug("a layer holds patches")) }
+}
+
+async fn send(out: &mut futures::channel::mpsc::Sender<Result<Batch>>, batch: Batch) -> Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    futures::SinkExt::send(out, Ok(batch))
+        .await
+        .map_err(|_| Error::new(model::ErrorKind::Interrupted, "the reader of a collection has gone"))
+}
+
+/// Places of attachments mean something in their own layer only: says which.
+fn renumber(mut batch: Batch, layer: usize) -> Batch {
+    if batch.kind == Kind::Attachment {
+        for attachment in &mut batch.attachments {
+            *attachment = AttachmentRef {
+                place: format!("{layer}/{}", attachment.place).into(),
+                digest: attachment.digest,
+                length: attachment.length,
+            };
+        }
+    }
+    batch
+}
+
+/// Whether a document is selected; an attachment is, if it or the document it belongs to is.
+fn takes(selection: &Selection, collection: &str, batch: &Batch, i: usize) -> bool {
+    let key = batch.key_of(i);
+    if selection.takes_key(collection, key) {
+        return true;
+    }
+    if batch.kind != Kind::Attachment {
+        return false;
+    }
+    #[derive(serde::Deserialize)]
+    struct Owner {
+        document: String,
+    }
+    serde_json::from_slice::<Owner>(batch.body_of(i))
+        .is_ok_and(|owner| selection.takes_key(collection, owner.document.as_bytes()))
+}
