@@ -169,3 +169,10 @@ pub trait Source: Send + Sync {
         Ok(())
     }
 }
+
+/// Applies an engine's patches ([`Kind::Patch`](crate::Kind::Patch)) to documents, byte for byte as
+/// the engine itself does.
+pub trait Patcher: Send + Sync {
+    /// The document that `body` becomes.
+    fn apply(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>>;
+}

@@ -192,7 +192,7 @@ fn write_keys(out: &mut Vec<u8>, bytes: &[u8], ends: &[u32]) -> std::io::Result<
 }
 
 /// A BSON document `{"rewound": "<json>"}` (BSON specification 1.1).
-fn bson_header(json: &[u8]) -> Vec<u8> {
+pub(crate) fn bson_header(json: &[u8]) -> Vec<u8> {
     let total = 4 + 1 + 8 + 4 + json.len() + 1 + 1;
     let mut doc = Vec::with_capacity(total);
     doc.extend_from_slice(&(total as u32).to_le_bytes());
@@ -389,7 +389,7 @@ fn place_spans(docs: &mut [Doc], spans: impl Iterator<Item = (u32, u32)>) -> Opt
 }
 
 /// The header's JSON and where the documents begin.
-fn split_header(encoding: Encoding, plain: &[u8]) -> Option<(&[u8], usize)> {
+pub(crate) fn split_header(encoding: Encoding, plain: &[u8]) -> Option<(&[u8], usize)> {
     match encoding {
         Encoding::Json | Encoding::Bin => {
             let end = plain.iter().position(|b| *b == b'\n')?;

@@ -114,6 +114,20 @@ pub struct CatalogEntry {
     pub digest: Digest,
 }
 
+impl CatalogEntry {
+    /// A collection without documents.
+    pub(crate) fn empty(info: CollectionInfo) -> Self {
+        CatalogEntry {
+            info,
+            documents: 0,
+            attachments: 0,
+            document_bytes: 0,
+            attachment_bytes: 0,
+            digest: Digest::default(),
+        }
+    }
+}
+
 /// A layer as a point names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRef {

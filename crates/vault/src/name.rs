@@ -115,7 +115,7 @@ pub struct PointName {
 pub(crate) const HISTORY: &str = "history/";
 
 impl PointName {
-    /// What people call it: the time and run, short enough to type.
+    /// What people call it: the run that made it, short enough to type.
     pub fn id(&self) -> String {
         self.run.clone()
     }
@@ -127,13 +127,12 @@ impl PointName {
         let (committed, rest) = rest.split_once('-')?;
         let (run, rest) = rest.split_once('-')?;
         let (stored, endings) = rest.split_once('.')?;
-        let hex_of = |text: &str, n: usize| text.len() == n && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let encrypted = match endings {
             "json.zst.age" => true,
             "json.zst" => false,
             _ => return None,
         };
-        if !hex_of(source, 16) || !hex_of(committed, 12) || !hex_of(run, 16) {
+        if !is_hex(source, 16) || !is_hex(committed, 12) || !is_hex(run, 16) {
             return None;
         }
         Some(PointName {
@@ -152,6 +151,63 @@ impl fmt::Display for PointName {
         let PointName { source, committed, run, .. } = self;
         write!(f, "{HISTORY}{source}/points/{committed:012x}-{run}-{}.{ending}", hex(&self.stored))
     }
+}
+
+/// The name of a log object: `history/<source>/log/<epoch>/<sequence>-<hash>.<encoding>.zst[.age]`,
+/// with epoch in 8 and sequence in 12 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LogName {
+    /// Tag of the source.
+    pub source: String,
+    /// Which unbroken sequence it belongs to.
+    pub epoch: u32,
+    /// Its number in the sequence.
+    pub sequence: u64,
+    /// blake3 of the stored bytes.
+    pub stored: [u8; 32],
+    /// Endings, for example `bson.zst.age`.
+    pub endings: String,
+}
+
+impl LogName {
+    /// Reads the path of a log object.
+    pub fn parse(path: &str) -> Option<Self> {
+        let (source, rest) = path.strip_prefix(HISTORY)?.split_once("/log/")?;
+        let (epoch, rest) = rest.split_once('/')?;
+        let (sequence, rest) = rest.split_once('-')?;
+        let (stored, endings) = rest.split_once('.')?;
+        let known = ["json", "bson", "bin"].iter().any(|e| endings.strip_prefix(e).is_some_and(is_wrapping));
+        if !is_hex(source, 16) || !is_hex(epoch, 8) || !is_hex(sequence, 12) || !known {
+            return None;
+        }
+        Some(LogName {
+            source: source.to_owned(),
+            epoch: u32::from_str_radix(epoch, 16).ok()?,
+            sequence: u64::from_str_radix(sequence, 16).ok()?,
+            stored: unhex32(stored)?,
+            endings: endings.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for LogName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LogName { source, epoch, sequence, endings, .. } = self;
+        write!(f, "{HISTORY}{source}/log/{epoch:08x}/{sequence:012x}-{}.{endings}", hex(&self.stored))
+    }
+}
+
+/// Whether a text is this many lower-case hex digits.
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// The hash of the stored bytes and the endings that the path of any object names.
+pub(crate) fn stored_hash(path: &str) -> Result<([u8; 32], String)> {
+    if let Some(name) = LogName::parse(path) {
+        return Ok((name.stored, name.endings));
+    }
+    ObjectName::parse(path).map(|name| (name.stored, name.endings))
 }
 
 #[cfg(test)]

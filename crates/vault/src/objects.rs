@@ -1,9 +1,9 @@
 //! Reading and writing single objects: naming, finding duplicates, checking, encrypting.
 
 use crate::crypto::{Audience, Cipher};
-use crate::hash::{HashKeys, hex};
+use crate::hash::HashKeys;
 use crate::manifest::Layer;
-use crate::name::{ObjectKind, ObjectName};
+use crate::name::{ObjectKind, ObjectName, stored_hash};
 use crate::segment::{self, SegmentEntry};
 use crate::storage::Storage;
 use base64::Engine as _;
@@ -26,9 +26,9 @@ pub(crate) struct Objects {
 impl Objects {
     /// Reads an object, checks its stored bytes against its name and decrypts it.
     pub async fn read(&self, path: &str) -> Result<Bytes> {
-        let name = ObjectName::parse(path)?;
+        let (expected, _) = stored_hash(path)?;
         let stored = self.storage.read(path).await.map_err(|e| self.missing(path, e))?;
-        self.check(path, &stored, &name.stored)?;
+        self.check(path, &stored, &expected)?;
         self.decrypt(stored).await.context(|| format!("reading {path}"))
     }
 
@@ -121,8 +121,6 @@ pub(crate) struct Stored {
     pub path: String,
     pub size: u64,
     pub head: String,
-    /// Whether it was there already.
-    pub reused: bool,
 }
 
 /// Writes the objects of one run.
@@ -165,7 +163,7 @@ impl ObjectWriter {
                 continue;
             }
             let head = self.read_head(&entry.name).await?;
-            return Ok(Some(Stored { path: entry.name, size: entry.size, head, reused: true }));
+            return Ok(Some(Stored { path: entry.name, size: entry.size, head }));
         }
         Ok(None)
     }
@@ -199,7 +197,7 @@ impl ObjectWriter {
         let head = BASE64.encode(&sealed[..head]);
         self.objects.storage.create(&path, sealed.into()).await?;
         self.stored.fetch_add(size, Ordering::Relaxed);
-        Ok(Stored { path, size, head, reused: false })
+        Ok(Stored { path, size, head })
     }
 
     /// Whether an object with these bytes must not be used, because a prune means to remove the
@@ -282,9 +280,4 @@ impl ObjectWriter {
         let stored = self.put(kind, content, &endings, sealed.stored, sealed.head).await?;
         Ok(SegmentEntry { object: stored.path, size: stored.size, head: stored.head, frames, raw, counts: Vec::new() })
     }
-}
-
-/// A short name for logs: the first digits of an object's content id.
-pub(crate) fn short(content: &[u8; 32]) -> String {
-    hex(&content[..6])
 }

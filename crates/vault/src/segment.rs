@@ -108,20 +108,9 @@ impl SegmentEntry {
         BASE64.decode(&self.head).map_err(|_| Error::corrupt("a segment's head is not base64"))
     }
 
-    pub fn frame_count(&self) -> usize {
-        self.frames.len().max(self.counts.len())
-    }
-
-    /// How each frame's count of documents.
+    /// How many documents a frame holds.
     pub fn documents_in(&self, frame: usize) -> u32 {
         self.frames.get(frame).map(|f| f.count).or_else(|| self.counts.get(frame).copied()).unwrap_or_default()
-    }
-
-    /// Where a frame's compressed bytes are in the decrypted object.
-    pub fn frame_range(&self, frame: usize) -> Option<std::ops::Range<u64>> {
-        let stored = self.frames.get(frame)?.stored;
-        let start: u64 = self.frames[..frame].iter().map(|f| u64::from(f.stored)).sum();
-        Some(start..start + u64::from(stored))
     }
 }
 

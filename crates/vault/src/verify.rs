@@ -4,7 +4,7 @@
 use crate::frame::Frame;
 use crate::hash::{Digest, hex};
 use crate::manifest::Layer;
-use crate::name::{HISTORY, ObjectKind, ObjectName, PointName};
+use crate::name::{HISTORY, LogName, ObjectKind, ObjectName, PointName};
 use crate::objects::{Objects, blocking};
 use crate::points::{self, Point};
 use crate::segment;
@@ -464,9 +464,10 @@ async fn check_object(vault: &Arc<Inner>, open: Option<Objects>, path: &str) -> 
         return Ok(());
     }
     if path.starts_with(HISTORY) {
-        let name = PointName::parse(path).ok_or_else(|| foreign(path))?;
+        let name = PointName::parse(path).map(|n| n.stored).or_else(|| LogName::parse(path).map(|n| n.stored));
+        let expected = name.ok_or_else(|| foreign(path))?;
         let stored = vault.storage.read(path).await?;
-        return blocking(move || match blake3::hash(&stored).as_bytes() == &name.stored {
+        return blocking(move || match blake3::hash(&stored).as_bytes() == &expected {
             true => Ok(()),
             false => Err(Error::corrupt("its bytes do not have the hash in its name")),
         })

@@ -1,7 +1,7 @@
 //! Reads frames of segments, keeping the last few segments for the collections that share them.
 
 use crate::frame::Frame;
-use crate::name::ObjectName;
+use crate::name::stored_hash;
 use crate::objects::{Objects, blocking};
 use crate::segment::{self, SegmentEntry};
 use bytes::Bytes;
@@ -75,5 +75,5 @@ impl Segments {
 }
 
 pub(crate) fn encoding_of(path: &str) -> Result<Encoding> {
-    segment::encoding_of(&ObjectName::parse(path)?.endings)
+    segment::encoding_of(&stored_hash(path)?.1)
 }

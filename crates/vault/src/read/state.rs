@@ -2,7 +2,8 @@
 
 use crate::frame::Frame;
 use crate::hash::HashKeys;
-use crate::manifest::{CatalogEntry, Layer, LayerRef};
+use crate::log;
+use crate::manifest::{Catalog, CatalogEntry, Layer, LayerRef};
 use crate::points::{self, Point};
 use crate::read::contents::ContentReader;
 use crate::read::overlay::{Fate, Overlay, Spot, check_collection, only, retain};
@@ -12,7 +13,8 @@ use crate::vault::{Inner, Vault};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use model::{
-    AttachmentRef, AttachmentStore, Batch, CollectionId, Description, Error, Kind, Result, ResultExt, Selection,
+    AttachmentRef, AttachmentStore, Batch, BatchBuilder, CollectionId, Description, EngineTime, Error, Kind, Patcher,
+    Result, ResultExt, Selection,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -39,19 +41,75 @@ pub struct State {
     segments: Arc<Segments>,
     keys: HashKeys,
     contents: Arc<ContentReader>,
+    changes: Option<Arc<Changes>>,
 }
 
 impl Vault {
     /// The state that a point restores, of the collections that the selection means. Needs a
     /// recipient's identity, or a plain vault.
     pub async fn resolve(&self, point: &Point, selection: &Selection) -> Result<State> {
-        resolve(&self.inner, point, selection).await
+        let catalog = points::catalog(&self.inner, &point.manifest).await?;
+        resolve(&self.inner, point, catalog, selection, None).await
+    }
+
+    /// The state of a source at a time between points: the newest point up to that time, and what
+    /// the change log says since. `patcher` applies the engine's patches; without one a log that
+    /// holds patches is refused.
+    pub async fn resolve_at(
+        &self,
+        source: &str,
+        at: EngineTime,
+        selection: &Selection,
+        patcher: Option<Arc<dyn Patcher>>,
+    ) -> Result<State> {
+        let points = self.points().await?;
+        let point = points.of(source).filter(|p| p.manifest.time <= at).max_by_key(|p| p.manifest.time).cloned();
+        let Some(point) = point else {
+            return Err(Error::input(format!("there is no point at or before {at}"))
+                .hint("`rewound points VAULT` shows which times can be restored"));
+        };
+        // A range that was read early may need changes from before the point's own time.
+        let mut first = point.manifest.time;
+        for layer in &point.manifest.layers {
+            first = first.min(layer.time);
+        }
+        let index = log::index(&self.inner, source, first, at).await?;
+        let mut catalog = points::catalog(&self.inner, &point.manifest).await?;
+        for (id, info, _) in index.catalog.iter().filter(|(.., time)| *time > point.manifest.time) {
+            let known = catalog.collections.iter().position(|c| c.info.id == *id);
+            match (known, info) {
+                (Some(i), Some(info)) => catalog.collections[i].info = info.clone(),
+                (Some(i), None) => drop(catalog.collections.remove(i)),
+                (None, Some(info)) => catalog.collections.push(CatalogEntry::empty(info.clone())),
+                (None, None) => {}
+            }
+        }
+        let changes = Changes { index, until: at, patcher };
+        resolve(&self.inner, &point, catalog, selection, Some(Arc::new(changes))).await
     }
 }
 
-async fn resolve(vault: &Arc<Inner>, point: &Point, selection: &Selection) -> Result<State> {
+/// What the change log adds to a point.
+struct Changes {
+    index: log::LogIndex,
+    until: EngineTime,
+    patcher: Option<Arc<dyn Patcher>>,
+}
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Changes").field("index", &self.index).field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+async fn resolve(
+    vault: &Arc<Inner>,
+    point: &Point,
+    catalog: Catalog,
+    selection: &Selection,
+    changes: Option<Arc<Changes>>,
+) -> Result<State> {
     let objects = vault.need_reader()?;
-    let catalog = points::catalog(vault, &point.manifest).await?;
     let mut layers = Vec::new();
     for (number, reference) in point.manifest.layers.iter().enumerate() {
         let layer = objects.layer(&reference.object).await?;
@@ -67,6 +125,7 @@ async fn resolve(vault: &Arc<Inner>, point: &Point, selection: &Selection) -> Re
         keys: objects.keys.clone(),
         contents: Arc::new(ContentReader::new(objects, layers.clone())),
         layers,
+        changes,
     })
 }
 
@@ -100,6 +159,7 @@ impl State {
     pub fn is_whole(&self, collection: &CatalogEntry) -> bool {
         self.selection.takes_all_of(&collection.info.name)
             && (!self.selection.no_attachments || collection.attachments == 0)
+            && self.changes.is_none()
     }
 
     /// Gives the content of attachments of this state.
@@ -117,6 +177,10 @@ impl State {
             let of_collection = layer.layer.collections.iter().filter(|c| c.id == *id);
             // False comes before true: attachments are last.
             spaces.extend(of_collection.map(|c| (c.space == "attachment", c.space.clone())));
+        }
+        if let Some(changes) = &self.changes {
+            let of_collection = changes.index.frames.iter().filter(|f| f.collection == *id);
+            spaces.extend(of_collection.map(|f| (f.space == "attachment", f.space.clone())));
         }
         let name = collection.info.name.clone();
         let reading = spaces.into_iter().filter(|(attachments, _)| !(*attachments && self.selection.no_attachments));
@@ -154,17 +218,23 @@ impl State {
         let base = self.frames_of(from, &id, &space);
         let mut changes = Vec::new();
         let mut overlay = Overlay::default();
-        for layer in &self.layers[from + 1..] {
-            for (number, place) in self.frames_of(layer.number, &id, &space).into_iter().enumerate() {
-                let _ = number;
-                let mut frames = self.segments.read(&place.entry, vec![place.frame]).await?;
-                let frame = frames.pop().ok_or_else(|| Error::bug("a frame was not read"))?;
+        for layer in self.layers.iter().skip(from + 1) {
+            for place in self.frames_of(layer.number, &id, &space) {
+                let frame = read_one(&self.segments, &place).await?;
                 check_collection(&frame.batch, &id)?;
                 overlay.add_layer_frame(&self.keys, changes.len() as u32, &frame, layer.reference.time);
                 changes.push(place);
             }
         }
-        let read = self.layers.get(from).map_or(model::EngineTime::ZERO, |l| l.reference.time);
+        if let Some(log) = &self.changes {
+            for found in log.index.frames.iter().filter(|f| f.collection == id && f.space == space) {
+                let place = FramePlace { layer: usize::MAX, entry: found.entry.clone(), frame: found.number };
+                let frame = read_one(&self.segments, &place).await?;
+                overlay.add_log_frame(&self.keys, changes.len() as u32, &frame, log.until)?;
+                changes.push(place);
+            }
+        }
+        let read = self.layers.get(from).map_or(EngineTime::ZERO, |l| l.reference.time);
         let stream = self.stream_frames(base, id.clone());
         if overlay.is_empty() {
             return Ok(stream.map_ok(|f| f.batch).map_ok(move |b| renumber(b, from)).boxed());
@@ -179,6 +249,7 @@ impl State {
             ordered,
             read,
             base_layer: from,
+            patcher: self.changes.as_ref().and_then(|c| c.patcher.clone()),
             last: None,
         };
         Ok(merge.run(stream))
@@ -187,8 +258,7 @@ impl State {
     /// Where the frames of a collection and kind space are in a layer, in order.
     fn frames_of(&self, layer: usize, id: &CollectionId, space: &str) -> Vec<FramePlace> {
         let Some(loaded) = self.layers.get(layer) else { return Vec::new() };
-        let segments: HashMap<u32, Arc<SegmentEntry>> = HashMap::new();
-        let mut segments = segments;
+        let mut segments: HashMap<u32, Arc<SegmentEntry>> = HashMap::new();
         Layer::frames_of(&loaded.layer.collections, id, space)
             .map(|(segment, frame)| {
                 let entry = segments
@@ -245,8 +315,9 @@ struct Merge {
     changes: Vec<FramePlace>,
     overlay: Overlay,
     ordered: bool,
-    read: model::EngineTime,
+    read: EngineTime,
     base_layer: usize,
+    patcher: Option<Arc<dyn Patcher>>,
     last: Option<(u32, Frame)>,
 }
 
@@ -289,11 +360,11 @@ impl Merge {
                 send(out, renumber(kept, self.base_layer)).await?;
                 at += run;
                 if let Some(Fate::Becomes { start, patches }) = fates.get(at) {
-                    no_patches(patches)?;
-                    let Some(start) = start else {
-                        return Err(Error::bug("a change without a body"));
+                    let body = match start {
+                        Some(start) => self.fetch(*start).await?,
+                        None => renumber(only(batch, at), self.base_layer),
                     };
-                    let changed = self.fetch(*start).await?;
+                    let changed = self.patched(body, patches).await?;
                     send(out, changed).await?;
                     at += 1;
                 }
@@ -302,7 +373,16 @@ impl Merge {
         // Neighbours in one frame go out together.
         let mut pending: Option<(u32, Vec<usize>)> = None;
         for (start, patches) in self.overlay.rest(self.ordered)? {
-            no_patches(&patches)?;
+            if !patches.is_empty() {
+                if let Some(done) = pending.take() {
+                    let batch = self.fetch_many(done).await?;
+                    send(out, batch).await?;
+                }
+                let body = self.fetch(start).await?;
+                let changed = self.patched(body, &patches).await?;
+                send(out, changed).await?;
+                continue;
+            }
             match &mut pending {
                 Some((frame, docs)) if *frame == start.frame => docs.push(start.doc as usize),
                 _ => {
@@ -323,9 +403,7 @@ impl Merge {
     async fn frame(&mut self, number: u32) -> Result<&Frame> {
         if self.last.as_ref().is_none_or(|(n, _)| *n != number) {
             let place = self.changes.get(number as usize).ok_or_else(|| Error::bug("a change without a frame"))?;
-            let mut frames = self.segments.read(&place.entry, vec![place.frame]).await?;
-            let frame = frames.pop().ok_or_else(|| Error::bug("a frame was not read"))?;
-            self.last = Some((number, frame));
+            self.last = Some((number, read_one(&self.segments, place).await?));
         }
         self.last.as_ref().map(|(_, f)| f).ok_or_else(|| Error::bug("a frame was not read"))
     }
@@ -334,6 +412,22 @@ impl Merge {
         let layer = self.changes.get(spot.frame as usize).map_or(0, |p| p.layer);
         let frame = self.frame(spot.frame).await?;
         Ok(renumber(only(&frame.batch, spot.doc as usize), layer))
+    }
+
+    /// A batch of one document with patches applied.
+    async fn patched(&mut self, batch: Batch, patches: &[Spot]) -> Result<Batch> {
+        if patches.is_empty() {
+            return Ok(batch);
+        }
+        let patcher = self.patcher.clone().ok_or_else(|| Error::unsupported("this engine's patches are not known"))?;
+        let mut body = batch.body_of(0).to_vec();
+        for spot in patches {
+            let frame = self.frame(spot.frame).await?;
+            body = patcher.apply(&body, frame.batch.body_of(spot.doc as usize))?;
+        }
+        let mut builder = BatchBuilder::new(batch.collection.clone(), batch.kind.clone(), batch.encoding);
+        builder.push(batch.key_of(0), &body);
+        Ok(builder.take())
     }
 
     async fn fetch_many(&mut self, (number, docs): (u32, Vec<usize>)) -> Result<Batch> {
@@ -346,8 +440,9 @@ impl Merge {
     }
 }
 
-fn no_patches(patches: &[Spot]) -> Result<()> {
-    if patches.is_empty() { Ok(()) } else { Err(Error::bug("a layer holds patches")) }
+async fn read_one(segments: &Segments, place: &FramePlace) -> Result<Frame> {
+    let mut frames = segments.read(&place.entry, vec![place.frame]).await?;
+    frames.pop().ok_or_else(|| Error::bug("a frame was not read"))
 }
 
 async fn send(out: &mut futures::channel::mpsc::Sender<Result<Batch>>, batch: Batch) -> Result<()> {

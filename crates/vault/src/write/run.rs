@@ -261,7 +261,7 @@ impl Run {
             None
         };
         let whole = known.is_none();
-        state.collections.push(Collection { entry: new_entry(info), known, whole, wrote: false, counted_changed: 0 });
+        state.collections.push(Collection { entry: CatalogEntry::empty(info.clone()), known, whole, wrote: false, counted_changed: 0 });
         Ok(())
     }
 
@@ -301,7 +301,7 @@ impl Run {
                     let info = collection.entry.info.clone();
                     state.changed -= collection.counted_changed;
                     *collection = Collection {
-                        entry: new_entry(&info),
+                        entry: CatalogEntry::empty(info.clone()),
                         known: None,
                         whole: true,
                         wrote: false,
@@ -583,17 +583,6 @@ impl Run {
     pub async fn abandon(self) -> Result<()> {
         self.state.lock().await.sealing.abort_all();
         self.alive.end().await
-    }
-}
-
-fn new_entry(info: &CollectionInfo) -> CatalogEntry {
-    CatalogEntry {
-        info: info.clone(),
-        documents: 0,
-        attachments: 0,
-        document_bytes: 0,
-        attachment_bytes: 0,
-        digest: Digest::default(),
     }
 }
 
