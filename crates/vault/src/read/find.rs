@@ -46,7 +46,8 @@ impl Vault {
         tags.dedup();
         let mut known_somewhere = false;
         for tag in tags.into_iter().filter(|t| source.is_none_or(|s| s == *t)) {
-            let of_source: Vec<&Point> = points.of(tag).collect();
+            let mut of_source: Vec<&Point> = points.of(tag).collect();
+            of_source.sort_by_key(|p| p.manifest.time);
             if let Some(found) = find_in(vault, &objects, &of_source, collection, key).await? {
                 known_somewhere = true;
                 versions.extend(found);

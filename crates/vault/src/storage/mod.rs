@@ -4,6 +4,17 @@
 //! Object names are relative paths of `[a-z0-9._-]` and `/`. Objects are written whole and, but
 //! for signs of life ([`Storage::replace`]), never changed.
 
+mod local;
+mod memory;
+mod names;
+mod remote;
+mod url;
+
+pub use local::LocalStorage;
+pub use memory::MemoryStorage;
+pub use remote::OpendalStorage;
+pub use url::open;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
