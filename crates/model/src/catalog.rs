@@ -61,7 +61,8 @@ pub struct CollectionInfo {
     /// Its options, indexes and whatever else the engine needs to make it again.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub options: serde_json::Value,
-    /// Whether the order of documents is part of the data (a file of lines, a capped collection).
+    /// Whether the order of documents (not of attachments) is part of the data (a file of lines, a
+    /// capped collection).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ordered: bool,
 }

@@ -187,7 +187,7 @@ impl State {
         let streams: Vec<_> = reading
             .map(|(_, space)| {
                 let state = self.clone();
-                let (id, ordered) = (id.clone(), collection.info.ordered);
+                let (id, ordered) = (id.clone(), collection.info.ordered && space == "document");
                 stream::once(async move { state.read_space(from, id, space, ordered).await }).try_flatten().boxed()
             })
             .collect();

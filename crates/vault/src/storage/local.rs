@@ -370,8 +370,9 @@ fn flush_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// Folders are no objects either.
 fn is_missing(error: &io::Error) -> bool {
-    matches!(error.kind(), Io::NotFound | Io::NotADirectory)
+    matches!(error.kind(), Io::NotFound | Io::NotADirectory | Io::IsADirectory)
 }
 
 fn entry(name: String, found: &Metadata) -> Entry {

@@ -276,8 +276,8 @@ impl Run {
             .iter_mut()
             .find(|c| c.entry.info.id == batch.collection)
             .ok_or_else(|| Error::bug(format!("collection {} was not begun", batch.collection)))?;
-        let ordered = collection.entry.info.ordered;
         let space = batch.kind.space();
+        let ordered = collection.entry.info.ordered && space == "document";
         let mut known = match &mut collection.known {
             Some(spaces) if !spaces.contains_key(space) => Some(spaces.entry(space.to_owned()).or_default()),
             Some(spaces) => spaces.get_mut(space),

@@ -1,0 +1,140 @@
+//! A folder as a source.
+
+use crate::check::{self, BadPlaces};
+use crate::files::blocking;
+use crate::layout::Layout;
+use crate::read::{self, Token};
+use crate::walk;
+use async_trait::async_trait;
+use futures::StreamExt;
+use model::{
+    AttachmentStore, Consistency, Description, Engine, Error, FeedKind, Part, Plan, Result, ScanStream, Selection,
+    Skipped, Source, SourceState,
+};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Bad places that one error lists.
+const SHOWN: usize = 20;
+/// Items that may wait for whoever reads.
+const WAITING: usize = 2;
+
+/// A folder of JSON documents:
+///
+/// - `<collection>/<key>.json`: one document a file,
+/// - `<collection>.jsonl` or `.ndjson`: one document a line,
+/// - `<collection>.json`: one array of documents,
+/// - `<collection>/<key>.attachments/<name>`: attachments of a document.
+///
+/// Hidden entries are not looked at. Anything else is refused, or left out with
+/// [`Selection::skip_bad`].
+#[derive(Debug, Clone)]
+pub struct FolderSource {
+    path: PathBuf,
+}
+
+impl FolderSource {
+    /// The folder at this path; nothing is opened yet.
+    pub fn new(path: impl Into<PathBuf>) -> FolderSource {
+        FolderSource { path: path.into() }
+    }
+}
+
+#[async_trait]
+impl Source for FolderSource {
+    async fn describe(&self) -> Result<Description> {
+        let path = self.path.clone();
+        blocking(move || {
+            let root = walk::root(&path)?;
+            let top = walk::top(&root)?;
+            let name = root.file_name().map_or_else(|| "folder".into(), |name| name.to_string_lossy().into_owned());
+            Ok(Description {
+                engine: Engine::new("folder"),
+                identity: format!("folder:{}", root.display()),
+                name,
+                version: "1".into(),
+                feed: FeedKind::LatestState,
+                collections: top.places.iter().map(walk::Place::info).collect(),
+                losses: Vec::new(),
+            })
+        })
+        .await
+    }
+
+    async fn plan(&self, selection: &Selection, _: Option<&SourceState>) -> Result<Plan> {
+        let (path, selection) = (self.path.clone(), selection.clone());
+        blocking(move || plan(&walk::root(&path)?, selection)).await
+    }
+
+    async fn read(&self, part: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream> {
+        let token: Token = serde_json::from_str(&part.token)
+            .map_err(|e| Error::bug("a part of another source was read from a folder").caused_by(e))?;
+        let path = self.path.clone();
+        let root = blocking(move || walk::root(&path)).await?;
+        let (out, items) = tokio::sync::mpsc::channel(WAITING);
+        tokio::spawn(async move {
+            if let Err(e) = read::read_all(root, token, attachments, out.clone()).await {
+                // If nobody listens any more, nobody wants to know.
+                let _ = out.send(Err(e)).await;
+            }
+        });
+        Ok(futures::stream::unfold(items, |mut items| async { items.recv().await.map(|item| (item, items)) }).boxed())
+    }
+}
+
+fn plan(root: &std::path::Path, selection: Selection) -> Result<Plan> {
+    let top = walk::top(root)?;
+    let places: Vec<_> = top.places.into_iter().filter(|place| selection.takes(&place.name)).collect();
+    let mut bad = BadPlaces::default();
+    for stray in top.strays.into_iter().filter(|stray| selection.takes(&stray.what)) {
+        bad.push(stray.what, stray.why);
+    }
+    let mut parts = Vec::with_capacity(places.len());
+    let mut skipped = Vec::new();
+    for (place, checked) in places.iter().zip(check::check_all(root, &places, &selection)?) {
+        bad.append(checked.bad);
+        skipped.extend(checked.normalised);
+        if checked.unreadable {
+            continue;
+        }
+        let key = match Layout::from_options(&checked.info.options) {
+            Some(Layout::Lines(spacing) | Layout::Array(spacing)) if place.form.is_some() => spacing.key,
+            _ => Default::default(),
+        };
+        let token = Token { place: place.clone(), key, fingerprint: checked.fingerprint, selection: selection.clone() };
+        parts.push(Part {
+            collection: checked.info,
+            token: serde_json::to_string(&token).map_err(|e| Error::bug("a plan is no JSON").caused_by(e))?,
+            documents: checked.documents,
+            bytes: Some(checked.bytes),
+        });
+    }
+    if !selection.skip_bad && !bad.listed.is_empty() {
+        return Err(refusal(&bad));
+    }
+    if bad.more > 0 {
+        let what = format!("{} more bad places", bad.more);
+        bad.listed.push(Skipped { what, why: "they are too many to be listed one by one".into() });
+    }
+    skipped.extend(bad.listed);
+    parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
+    Ok(Plan::Scan { start: None, parts, consistency: Consistency::PerDocument, skipped })
+}
+
+fn refusal(bad: &BadPlaces) -> Error {
+    let line = |bad: &Skipped| format!("{}: {}", bad.what, bad.why);
+    let hint = "fix or move away what is named, or pass --skip-bad to leave it out";
+    if let ([only], 0) = (&bad.listed[..], bad.more) {
+        return Error::input(line(only)).hint(hint);
+    }
+    let count = bad.listed.len() as u64 + bad.more;
+    let mut text = format!("{count} places in the folder are bad:");
+    for bad in bad.listed.iter().take(SHOWN) {
+        text.push_str("\n  ");
+        text.push_str(&line(bad));
+    }
+    if count > SHOWN as u64 {
+        text.push_str(&format!("\n  and {} more", count - SHOWN as u64));
+    }
+    Error::input(text).hint(hint)
+}
