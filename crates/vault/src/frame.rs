@@ -26,6 +26,8 @@ pub(crate) struct OpenFrame {
     attachments: Vec<AttachmentRef>,
     times: Vec<EngineTime>,
     pub key_hashes: Vec<u64>,
+    /// The engine time the documents were read at, where it is not the whole layer's.
+    pub read: Option<EngineTime>,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub(crate) struct ClosedFrame {
     pub body: Vec<u8>,
     pub count: u32,
     pub key_hashes: Vec<u64>,
+    pub read: Option<EngineTime>,
 }
 
 impl ClosedFrame {
@@ -69,7 +72,13 @@ impl OpenFrame {
             attachments: Vec::new(),
             times: Vec::new(),
             key_hashes: Vec::new(),
+            read: None,
         }
+    }
+
+    /// The same frame for documents that were read at a time of their own.
+    pub fn at(self, read: Option<EngineTime>) -> Self {
+        OpenFrame { read, ..self }
     }
 
     /// Whether documents of this batch can go into this frame.
@@ -128,6 +137,7 @@ impl OpenFrame {
             body: self.body,
             count,
             key_hashes: self.key_hashes,
+            read: self.read,
         })
     }
 

@@ -143,8 +143,11 @@ pub struct LayerRef {
     /// Collections that this layer holds whole: what older layers say of them no longer counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub whole: Vec<CollectionId>,
-    /// The engine time it was read at.
+    /// The engine time it was read at; the greatest, if parts were read at several.
     pub time: EngineTime,
+    /// The least of those times, if there are several: changes since then count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earliest: Option<EngineTime>,
 }
 
 /// A key filter as a layer names it.
@@ -199,6 +202,10 @@ pub(crate) struct LayerCollection {
     pub space: String,
     /// Runs of frames: segment, first frame, number of frames.
     pub frames: Vec<(u32, u32, u32)>,
+    /// From which frame on (counted over all runs) documents were read at which time; before the
+    /// first of these, and without any, at the layer's time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read: Vec<(u32, EngineTime)>,
 }
 
 /// Where the content of attachments is. Documents of kind attachment refer to it by a place:
@@ -257,6 +264,20 @@ impl Layer {
         let borrowed = self.contents.borrowed.iter().map(|b| b.object.as_str());
         let parts = self.contents.parts.iter().map(|p| p.object.as_str());
         segments.chain(filters).chain(packs).chain(borrowed).chain(parts)
+    }
+
+    /// The frames of a collection and kind space, in order, each with the time it was read at.
+    pub fn timed_frames_of(&self, id: &CollectionId, space: &str) -> Vec<(u32, u32, EngineTime)> {
+        let mut all = Vec::new();
+        for collection in self.collections.iter().filter(|c| c.id == *id && c.space == space) {
+            let frames = Self::frames_of(std::slice::from_ref(collection), id, space);
+            all.extend(frames.enumerate().map(|(i, (segment, frame))| {
+                let from = collection.read.partition_point(|(from, _)| *from as usize <= i);
+                let time = from.checked_sub(1).map_or(self.time, |at| collection.read[at].1);
+                (segment, frame, time)
+            }));
+        }
+        all
     }
 
     /// The frames of a collection and kind space: (segment, frame), in order.

@@ -71,7 +71,7 @@ impl Vault {
         // A range that was read early may need changes from before the point's own time.
         let mut first = point.manifest.time;
         for layer in &point.manifest.layers {
-            first = first.min(layer.time);
+            first = first.min(layer.earliest.unwrap_or(layer.time));
         }
         let index = log::index(&self.inner, source, first, at).await?;
         let mut catalog = points::catalog(&self.inner, &point.manifest).await?;
@@ -222,24 +222,24 @@ impl State {
             for place in self.frames_of(layer.number, &id, &space) {
                 let frame = read_one(&self.segments, &place).await?;
                 check_collection(&frame.batch, &id)?;
-                overlay.add_layer_frame(&self.keys, changes.len() as u32, &frame, layer.reference.time);
+                overlay.add_layer_frame(&self.keys, changes.len() as u32, &frame, place.read);
                 changes.push(place);
             }
         }
         if let Some(log) = &self.changes {
             for found in log.index.frames.iter().filter(|f| f.collection == id && f.space == space) {
-                let place = FramePlace { layer: usize::MAX, entry: found.entry.clone(), frame: found.number };
+                let place = FramePlace { layer: usize::MAX, entry: found.entry.clone(), frame: found.number, read: log.until };
                 let frame = read_one(&self.segments, &place).await?;
                 overlay.add_log_frame(&self.keys, changes.len() as u32, &frame, log.until)?;
                 changes.push(place);
             }
         }
-        let read = self.layers.get(from).map_or(EngineTime::ZERO, |l| l.reference.time);
+        // A collection that was empty has no frames, but it was read too.
+        self.layers.iter().skip(from).for_each(|l| overlay.set_read(l.reference.time));
         let stream = self.stream_frames(base, id.clone());
         if overlay.is_empty() {
-            return Ok(stream.map_ok(|f| f.batch).map_ok(move |b| renumber(b, from)).boxed());
+            return Ok(stream.map_ok(move |(frame, _)| renumber(frame.batch, from)).boxed());
         }
-        overlay.set_read(read);
         overlay.finish();
         let merge = Merge {
             segments: self.segments.clone(),
@@ -247,7 +247,6 @@ impl State {
             changes,
             overlay,
             ordered,
-            read,
             base_layer: from,
             patcher: self.changes.as_ref().and_then(|c| c.patcher.clone()),
             last: None,
@@ -259,39 +258,46 @@ impl State {
     fn frames_of(&self, layer: usize, id: &CollectionId, space: &str) -> Vec<FramePlace> {
         let Some(loaded) = self.layers.get(layer) else { return Vec::new() };
         let mut segments: HashMap<u32, Arc<SegmentEntry>> = HashMap::new();
-        Layer::frames_of(&loaded.layer.collections, id, space)
-            .map(|(segment, frame)| {
+        loaded
+            .layer
+            .timed_frames_of(id, space)
+            .into_iter()
+            .map(|(segment, frame, read)| {
                 let entry = segments
                     .entry(segment)
                     .or_insert_with(|| Arc::new(loaded.layer.segments.get(segment as usize).cloned().unwrap_or_else(no_segment)))
                     .clone();
-                FramePlace { layer, entry, frame }
+                FramePlace { layer, entry, frame, read }
             })
             .collect()
     }
 
     /// Decodes frames, some segments ahead, in order.
-    fn stream_frames(&self, places: Vec<FramePlace>, id: CollectionId) -> BoxStream<'static, Result<Frame>> {
-        let mut groups: Vec<(Arc<SegmentEntry>, Vec<u32>)> = Vec::new();
+    fn stream_frames(&self, places: Vec<FramePlace>, id: CollectionId) -> BoxStream<'static, Result<(Frame, EngineTime)>> {
+        let mut groups: Vec<(Arc<SegmentEntry>, Vec<u32>, EngineTime)> = Vec::new();
         for place in places {
             match groups.last_mut() {
                 // At most 16 frames at once: that bounds what is decoded ahead.
-                Some((entry, frames)) if Arc::ptr_eq(entry, &place.entry) && frames.len() < 16 => {
+                Some((entry, frames, read))
+                    if Arc::ptr_eq(entry, &place.entry) && frames.len() < 16 && *read == place.read =>
+                {
                     frames.push(place.frame);
                 }
-                _ => groups.push((place.entry, vec![place.frame])),
+                _ => groups.push((place.entry, vec![place.frame], place.read)),
             }
         }
         let segments = self.segments.clone();
         stream::iter(groups)
-            .map(move |(entry, frames)| {
+            .map(move |(entry, frames, read)| {
                 let segments = segments.clone();
-                async move { segments.read(&entry, frames).await }
+                async move { segments.read(&entry, frames).await.map(|frames| (frames, read)) }
             })
             .buffered(AHEAD)
-            .map_ok(|frames| stream::iter(frames.into_iter().map(Ok)))
+            .map_ok(|(frames, read)| stream::iter(frames.into_iter().map(move |f| Ok((f, read)))))
             .try_flatten()
-            .and_then(move |frame| std::future::ready(check_collection(&frame.batch, &id).map(|()| frame)))
+            .and_then(move |(frame, read)| {
+                std::future::ready(check_collection(&frame.batch, &id).map(|()| (frame, read)))
+            })
             .boxed()
     }
 }
@@ -306,6 +312,8 @@ struct FramePlace {
     layer: usize,
     entry: Arc<SegmentEntry>,
     frame: u32,
+    /// The engine time its documents were read at.
+    read: EngineTime,
 }
 
 /// Streams the oldest layer against a table of changes.
@@ -315,14 +323,13 @@ struct Merge {
     changes: Vec<FramePlace>,
     overlay: Overlay,
     ordered: bool,
-    read: EngineTime,
     base_layer: usize,
     patcher: Option<Arc<dyn Patcher>>,
     last: Option<(u32, Frame)>,
 }
 
 impl Merge {
-    fn run(mut self, mut base: BoxStream<'static, Result<Frame>>) -> BoxStream<'static, Result<Batch>> {
+    fn run(mut self, mut base: BoxStream<'static, Result<(Frame, EngineTime)>>) -> BoxStream<'static, Result<Batch>> {
         let (sender, receiver) = futures::channel::mpsc::channel::<Result<Batch>>(2);
         let work = async move {
             let mut sender = sender;
@@ -338,15 +345,15 @@ impl Merge {
 
     async fn feed(
         &mut self,
-        base: &mut BoxStream<'static, Result<Frame>>,
+        base: &mut BoxStream<'static, Result<(Frame, EngineTime)>>,
         out: &mut futures::channel::mpsc::Sender<Result<Batch>>,
     ) -> Result<()> {
-        while let Some(frame) = base.try_next().await? {
+        while let Some((frame, read)) = base.try_next().await? {
             let batch = &frame.batch;
             let mut fates = Vec::with_capacity(batch.len());
             for i in 0..batch.len() {
                 let hash = self.keys.key(&batch.collection, &batch.kind, batch.key_of(i));
-                fates.push(self.overlay.fate(hash, batch.key_of(i), self.read, self.ordered)?);
+                fates.push(self.overlay.fate(hash, batch.key_of(i), read, self.ordered)?);
             }
             if fates.iter().all(|f| *f == Fate::Kept) {
                 send(out, renumber(frame.batch, self.base_layer)).await?;

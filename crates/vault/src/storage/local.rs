@@ -273,6 +273,9 @@ impl Folder {
         let mut waiting = vec![split_prefix(prefix).0.to_owned()];
         let mut batch = Vec::new();
         while let Some(folder) = waiting.pop() {
+            if folder.split('/').next() == Some(TEMPORARY) {
+                continue;
+            }
             let path = self.path(&folder);
             let listing = |e| Error::io(format!("listing {}", path.display()), e);
             let children = match fs::read_dir(&path) {
@@ -286,7 +289,7 @@ impl Folder {
                 let last = child.file_name();
                 let Some(last) = last.to_str().filter(|n| is_component(n)) else { continue };
                 let name = if folder.is_empty() { last.to_owned() } else { format!("{folder}/{last}") };
-                if !name.starts_with(prefix) || name == TEMPORARY {
+                if !name.starts_with(prefix) {
                     continue;
                 }
                 let kind = child.file_type().map_err(listing)?;

@@ -20,7 +20,7 @@ pub(super) fn check_name(name: &str) -> Result<()> {
 /// empty.
 pub(super) fn check_prefix(prefix: &str) -> Result<()> {
     let (folder, rest) = split_prefix(prefix);
-    let folder_is_good = folder.is_empty() || folder.split('/').all(is_component);
+    let folder_is_good = rest.len() == prefix.len() || folder.split('/').all(is_component);
     match folder_is_good && rest.bytes().all(is_allowed) {
         true => Ok(()),
         false => Err(Error::bug(format!("{prefix:?} is not the beginning of a name an object may have"))),

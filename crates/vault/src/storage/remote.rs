@@ -3,7 +3,7 @@
 use super::names::{check_name, check_prefix};
 use super::{Created, Entry, Storage};
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use model::{Error, ErrorKind, Result};
@@ -47,16 +47,19 @@ impl OpendalStorage {
         error(format!("{doing} {name} in {}", self.location), cause)
     }
 
-    /// The bytes from `start` to before `end`, where the storage refuses ranges that go beyond
-    /// the object.
-    async fn read_what_is_there(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
-        let found = self.operator.stat(name).await.map_err(|e| self.error("reading", name, e))?;
-        let end = range.end.min(found.content_length());
-        if range.start >= end {
-            return Ok(Bytes::new());
+    /// Reads a range with one request. opendal takes it as damage when a range ends beyond the
+    /// object, so no more is asked of its stream than the object has.
+    async fn read_part(&self, name: &str, range: Range<u64>) -> opendal::Result<Bytes> {
+        let mut chunks = self.operator.reader(name).await?.into_stream(range.clone()).await?;
+        let size = chunks.metadata().await?.content_length();
+        let expected = range.end.min(size).saturating_sub(range.start) as usize;
+        let mut bytes = BytesMut::with_capacity(expected);
+        while bytes.len() < expected
+            && let Some(chunk) = chunks.try_next().await?
+        {
+            bytes.extend(chunk);
         }
-        let read = self.operator.read_with(name).range(range.start..end).await;
-        Ok(read.map_err(|e| self.error("reading", name, e))?.to_bytes())
+        Ok(bytes.freeze())
     }
 }
 
@@ -120,9 +123,10 @@ impl Storage for OpendalStorage {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        match self.operator.read_with(name).range(range.clone()).await {
-            Ok(bytes) => Ok(bytes.to_bytes()),
-            Err(e) if e.kind() == opendal::ErrorKind::RangeNotSatisfied => self.read_what_is_there(name, range).await,
+        match self.read_part(name, range.start..range.end.min(i64::MAX as u64)).await {
+            Ok(bytes) => Ok(bytes),
+            // It begins at or after the end of the object.
+            Err(e) if e.kind() == opendal::ErrorKind::RangeNotSatisfied => Ok(Bytes::new()),
             Err(e) => Err(self.error("reading", name, e)),
         }
     }
@@ -185,8 +189,6 @@ pub(super) fn error(doing: String, cause: opendal::Error) -> Error {
     } else if is(&["credential"]) && !is(&["S3Error"]) {
         // Nothing was sent: the words are those of the signing library.
         (ErrorKind::Credentials, NO_KEYS)
-    } else if cause.is_temporary() || cause.is_persistent() {
-        (ErrorKind::Retry, "check that the endpoint is right and can be reached")
     } else {
         match cause.kind() {
             Kind::NotFound => return Error::missing(format!("{doing}: there is no such object")),
@@ -194,14 +196,21 @@ pub(super) fn error(doing: String, cause: opendal::Error) -> Error {
                 (ErrorKind::Credentials, "check the keys, and that they may list, read, write and delete there")
             }
             Kind::ConfigInvalid => (ErrorKind::Input, "check the URL and the AWS_… variables"),
-            Kind::RateLimited | Kind::Conflict => (ErrorKind::Retry, "run the command again later"),
             Kind::Unsupported => (ErrorKind::Unsupported, "choose another storage"),
-            // Connections that break are marked as temporary, so this is an answer nobody knows.
-            _ => (ErrorKind::Input, "check the URL, and what the server's log says"),
+            Kind::RateLimited | Kind::Conflict => (ErrorKind::Retry, "run the command again later"),
+            // A refusal that says why, and not that it will pass.
+            Kind::Unexpected if is(&["S3Error"]) && !is(&PASSING) => {
+                (ErrorKind::Input, "check the URL, and what the server's log says")
+            }
+            _ => (ErrorKind::Retry, "check that the endpoint is right and can be reached"),
         }
     };
     Error::new(kind, format!("{doing}: {said}")).hint(hint).caused_by(cause)
 }
+
+/// S3's words for its own troubles. opendal knows them too, but no longer tells once it has given
+/// up retrying.
+const PASSING: [&str; 5] = ["InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "code: \"\""];
 
 const NO_KEYS: &str = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with ~/.aws/credentials";
 
@@ -242,7 +251,9 @@ mod tests {
         assert_eq!(kind_of(answer(Kind::Unexpected, "XMinioStorageFull")), ErrorKind::Full);
         assert_eq!(kind_of(answer(Kind::RateLimited, "SlowDown").set_temporary()), ErrorKind::Retry);
         assert_eq!(kind_of(answer(Kind::Unexpected, "InternalError").set_persistent()), ErrorKind::Retry);
-        assert_eq!(kind_of(answer(Kind::Unexpected, "InvalidRequest")), ErrorKind::Input);
+        assert_eq!(kind_of(answer(Kind::PermissionDenied, "AccessDenied").set_persistent()), ErrorKind::Credentials);
+        assert_eq!(kind_of(answer(Kind::Unexpected, "InvalidRequest").set_persistent()), ErrorKind::Input);
+        assert_eq!(kind_of(opendal::Error::new(Kind::Unexpected, "send http request")), ErrorKind::Retry);
         assert_eq!(kind_of(answer(Kind::Unsupported, "")), ErrorKind::Unsupported);
     }
 

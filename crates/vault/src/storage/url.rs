@@ -233,17 +233,17 @@ mod tests {
     #[test]
     fn secrets_in_a_url_are_refused_and_not_repeated() {
         for url in [
-            "s3://AKIA:SECRET@bucket/p",
-            "s3://SECRET@bucket/p",
-            "s3://bucket/p?secret_access_key=SECRET",
-            "s3://bucket/p?endpoint=http://user:SECRET@host",
-            "s3://bucket/p?endpoint=SECRET",
-            "s3://bucket/p?path_style=SECRET&path_style=SECRET",
-            "s3://bucket:SECRET/p",
+            "s3://AKIA:HUSH@bucket/p",
+            "s3://HUSH@bucket/p",
+            "s3://bucket/p?secret_access_key=HUSH",
+            "s3://bucket/p?endpoint=http://user:HUSH@host",
+            "s3://bucket/p?endpoint=HUSH",
+            "s3://bucket/p?path_style=HUSH&path_style=HUSH",
+            "s3://bucket:HUSH/p",
         ] {
             let error = parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Input);
-            assert!(!format!("{error:?} {:?}", error.hint_text()).contains("SECRET"), "{error:?}");
+            assert!(!format!("{error:?} {:?}", error.hint_text()).contains("HUSH"), "{error:?}");
         }
         assert!(refused(parse("s3://b?colour=red").unwrap_err()).contains("colour"));
     }

@@ -17,6 +17,10 @@ pub(crate) struct Placement {
     pub frame: u32,
 }
 
+/// Frames of a collection and kind space in order, with the times they were read at where those
+/// are not the layer's.
+pub(crate) type Placements = HashMap<(CollectionId, String), Vec<(Placement, Option<EngineTime>)>>;
+
 #[derive(Debug)]
 struct Lane {
     open: Option<OpenFrame>,
@@ -29,26 +33,26 @@ struct Lane {
 pub(crate) struct Packer {
     lanes: HashMap<(CollectionId, Encoding), Lane>,
     shared: HashMap<Encoding, Draft>,
-    placements: HashMap<(CollectionId, String), Vec<Placement>>,
+    placements: Placements,
     dropped: HashSet<Placement>,
     next: u32,
     ready: Vec<(u32, Draft)>,
 }
 
 impl Packer {
-    /// Adds a document.
-    pub fn push(&mut self, batch: &Batch, i: usize, key_hash: u64, time: Option<EngineTime>) -> Result<()> {
+    /// Adds a document that was read at a time of its own, if that is given.
+    pub fn push(&mut self, batch: &Batch, i: usize, key_hash: u64, read: Option<EngineTime>) -> Result<()> {
         let key = (batch.collection.clone(), batch.encoding);
         let lane = self.lanes.entry(key).or_insert_with(|| Lane {
             open: None,
             draft: Draft::new(batch.encoding),
             documents: 0,
         });
-        if let Some(open) = lane.open.take_if(|open| !open.fits(batch)) {
+        if let Some(open) = lane.open.take_if(|open| !open.fits(batch) || open.read != read) {
             lane.draft.push(open.close()?);
         }
-        let open = lane.open.get_or_insert_with(|| OpenFrame::like(batch));
-        open.push(batch, i, key_hash, time);
+        let open = lane.open.get_or_insert_with(|| OpenFrame::like(batch).at(read));
+        open.push(batch, i, key_hash, None);
         lane.documents += 1;
         let raw = lane.draft.raw + open.body.len();
         let cut = raw >= SEGMENT_MAX || (raw >= SEGMENT_MIN && is_cut(key_hash, raw as u64 / lane.documents));
@@ -111,7 +115,7 @@ impl Packer {
         let dropped = &mut self.dropped;
         self.placements.retain(|(c, _), placements| {
             if c == collection {
-                dropped.extend(placements.iter().copied());
+                dropped.extend(placements.iter().map(|(p, _)| *p));
             }
             c != collection
         });
@@ -123,7 +127,7 @@ impl Packer {
     }
 
     /// Where the frames of each collection and kind space went, in order.
-    pub fn take_placements(&mut self) -> HashMap<(CollectionId, String), Vec<Placement>> {
+    pub fn take_placements(&mut self) -> Placements {
         std::mem::take(&mut self.placements)
     }
 
@@ -153,7 +157,8 @@ impl Packer {
         self.next += 1;
         for (frame, closed) in draft.frames.iter().enumerate() {
             let key = (closed.collection.clone(), closed.kind.space().to_owned());
-            self.placements.entry(key).or_default().push(Placement { segment, frame: frame as u32 });
+            let placement = Placement { segment, frame: frame as u32 };
+            self.placements.entry(key).or_default().push((placement, closed.read));
         }
         self.ready.push((segment, draft));
     }

@@ -14,7 +14,7 @@ use crate::vault::Inner;
 use crate::write::alive::Alive;
 use crate::write::contents::{KnownContents, RunContents};
 use crate::write::known::{self, Compared, KNOWN_MAX, KnownSpace, OldLayer};
-use crate::write::packer::{Packer, Placement};
+use crate::write::packer::{Packer, Placement, Placements};
 use crate::{points, signed};
 use model::limits::{LAYERS_MAX, SEGMENT_TARGET};
 use model::{
@@ -111,6 +111,8 @@ struct State {
     changed: u64,
     deleted: u64,
     raw: u64,
+    /// The least time that anything was read at.
+    earliest: Option<EngineTime>,
 }
 
 #[derive(Debug)]
@@ -120,6 +122,8 @@ struct Collection {
     whole: bool,
     wrote: bool,
     counted_changed: u64,
+    /// The time that documents are read at from now on, where it is not the run's.
+    read: Option<EngineTime>,
 }
 
 #[derive(Debug)]
@@ -261,8 +265,18 @@ impl Run {
             None
         };
         let whole = known.is_none();
-        state.collections.push(Collection { entry: CatalogEntry::empty(info.clone()), known, whole, wrote: false, counted_changed: 0 });
+        state.collections.push(Collection { entry: CatalogEntry::empty(info.clone()), known, whole, wrote: false, counted_changed: 0, read: None });
         Ok(())
+    }
+
+    /// What is written of a collection from now on was read at this engine time, not at the run's:
+    /// for engines that cannot keep one time for a whole scan.
+    pub async fn read_at(&self, id: &CollectionId, time: EngineTime) {
+        let mut state = self.state.lock().await;
+        state.earliest = Some(state.earliest.map_or(time, |e| e.min(time)));
+        if let Some(collection) = state.collections.iter_mut().find(|c| c.entry.info.id == *id) {
+            collection.read = Some(time);
+        }
     }
 
     /// Writes a batch, or what is new of it.
@@ -306,6 +320,7 @@ impl Run {
                         whole: true,
                         wrote: false,
                         counted_changed: 0,
+                        read: collection.read,
                     };
                     state.packer.discard(&info.id);
                     state.hashes.discard(&info.id);
@@ -315,7 +330,7 @@ impl Run {
                     continue;
                 }
             }
-            state.packer.push(&batch, i, key_hash, None)?;
+            state.packer.push(&batch, i, key_hash, collection.read)?;
             state.raw += batch.body_of(i).len() as u64;
             state.changed += 1;
             collection.counted_changed += 1;
@@ -514,6 +529,7 @@ impl Run {
             run: self.id.clone(),
             whole,
             time,
+            earliest: state.earliest.filter(|e| *e < time),
         }))
     }
 
@@ -605,18 +621,24 @@ fn place(list: &mut Vec<Option<SegmentEntry>>, number: u32, entry: SegmentEntry)
 }
 
 /// Placements as runs of frames.
-fn in_runs(placements: HashMap<(CollectionId, String), Vec<Placement>>) -> Vec<LayerCollection> {
+fn in_runs(placements: Placements) -> Vec<LayerCollection> {
     let mut collections: Vec<_> = placements
         .into_iter()
         .map(|((id, space), list)| {
             let mut frames: Vec<(u32, u32, u32)> = Vec::new();
-            for Placement { segment, frame } in list {
+            let mut read: Vec<(u32, EngineTime)> = Vec::new();
+            for (number, (Placement { segment, frame }, time)) in list.into_iter().enumerate() {
                 match frames.last_mut() {
                     Some((s, first, count)) if *s == segment && *first + *count == frame => *count += 1,
                     _ => frames.push((segment, frame, 1)),
                 }
+                if let Some(time) = time
+                    && read.last().is_none_or(|(_, last)| *last != time)
+                {
+                    read.push((number as u32, time));
+                }
             }
-            LayerCollection { id, space, frames }
+            LayerCollection { id, space, frames, read }
         })
         .collect();
     collections.sort_by(|a, b| (&a.id, &a.space).cmp(&(&b.id, &b.space)));
