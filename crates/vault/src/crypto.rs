@@ -1,5 +1,6 @@
 //! Encryption of objects with age, and signatures with ed25519.
 
+use crate::hash::unhex32;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use model::{Error, Result};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -277,9 +278,12 @@ pub(crate) fn sign(key: &SigningKey, context: &str, message: &[u8]) -> String {
 
 /// Whether a signature by the writer's key is right.
 pub(crate) fn is_signed(key: &VerifyingKey, context: &str, message: &[u8], signature: &str) -> bool {
-    let bytes: Option<Vec<u8>> = (signature.len() == 128 && signature.is_ascii())
-        .then(|| (0..64).filter_map(|i| u8::from_str_radix(&signature[i * 2..i * 2 + 2], 16).ok()).collect());
-    let Some(bytes) = bytes.and_then(|b| <[u8; 64]>::try_from(b).ok()) else { return false };
+    // Only lower-case hex: one signature is written in one way.
+    let (Some(first), Some(second)) = (signature.get(..64), signature.get(64..)) else { return false };
+    let (Some(first), Some(second)) = (unhex32(first), unhex32(second)) else { return false };
+    let mut bytes = [0; 64];
+    bytes[..32].copy_from_slice(&first);
+    bytes[32..].copy_from_slice(&second);
     key.verify_strict(&signed_bytes(context, message), &Signature::from_bytes(&bytes)).is_ok()
 }
 

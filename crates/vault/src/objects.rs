@@ -5,7 +5,7 @@ use crate::hash::HashKeys;
 use crate::manifest::Layer;
 use crate::name::{ObjectKind, ObjectName, stored_hash};
 use crate::segment::{self, SegmentEntry};
-use crate::storage::Storage;
+use crate::storage::{Created, Storage};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -159,8 +159,13 @@ impl ObjectWriter {
             if self.doomed.contains(&entry.name) || ObjectName::parse(&entry.name).is_err() {
                 continue;
             }
-            if !self.trusted.contains(&entry.name) && !self.is_sound(&entry.name).await? {
-                continue;
+            if !self.trusted.contains(&entry.name) {
+                let Some(stored) = self.sound_bytes(&entry.name).await? else { continue };
+                // Left by a run that died: perhaps before it was durable. Creating what exists
+                // changes nothing but puts it under the next sync.
+                if storage.is_local() {
+                    storage.create(&entry.name, stored).await?;
+                }
             }
             let head = self.read_head(&entry.name).await?;
             return Ok(Some(Stored { path: entry.name, size: entry.size, head }));
@@ -168,12 +173,12 @@ impl ObjectWriter {
         Ok(None)
     }
 
-    /// Whether an object that a run left behind has the bytes its name says.
-    async fn is_sound(&self, path: &str) -> Result<bool> {
+    /// The bytes of an object that a run left behind, if they are what its name says.
+    async fn sound_bytes(&self, path: &str) -> Result<Option<Bytes>> {
         let name = ObjectName::parse(path)?;
         match self.objects.storage.read(path).await {
-            Ok(stored) => Ok(*blake3::hash(&stored).as_bytes() == name.stored),
-            Err(e) if e.kind() == model::ErrorKind::Missing => Ok(false),
+            Ok(stored) => Ok((*blake3::hash(&stored).as_bytes() == name.stored).then_some(stored)),
+            Err(e) if e.kind() == model::ErrorKind::Missing => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -195,7 +200,12 @@ impl ObjectWriter {
         let name = ObjectName { kind, content, stored: *blake3::hash(&sealed).as_bytes(), endings };
         let (path, size) = (name.to_string(), sealed.len() as u64);
         let head = BASE64.encode(&sealed[..head]);
-        self.objects.storage.create(&path, sealed.into()).await?;
+        let sealed = Bytes::from(sealed);
+        let created = self.objects.storage.create(&path, sealed.clone()).await?;
+        if created == Created::Existed && self.sound_bytes(&path).await?.is_none() {
+            // A power loss tore what a run had left under this name.
+            self.objects.storage.replace(&path, sealed).await?;
+        }
         self.stored.fetch_add(size, Ordering::Relaxed);
         Ok(Stored { path, size, head })
     }

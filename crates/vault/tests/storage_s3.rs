@@ -1,5 +1,5 @@
 //! Storage in S3, against a server that speaks its protocol.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use bytes::Bytes;
 use model::ErrorKind;
@@ -67,7 +67,8 @@ impl Moto {
     fn make_bucket(&self, bucket: &str) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let host = format!("127.0.0.1:{}", self.port);
-        let request = format!("PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -200,8 +201,7 @@ async fn refusals_are_not_tried_again() {
     assert!(error.hint_text().unwrap().contains("expired"));
     assert_eq!(*count.lock().unwrap(), 1);
 
-    let (endpoint, count) =
-        answering(&["403 Forbidden|<Error><Code>AccessDenied</Code><Message>no</Message></Error>"]);
+    let (endpoint, count) = answering(&["403 Forbidden|<Error><Code>AccessDenied</Code><Message>no</Message></Error>"]);
     let error = storage_at(&endpoint, "b").create("a", Bytes::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Credentials, "{error:?}");
     assert_eq!(*count.lock().unwrap(), 1);

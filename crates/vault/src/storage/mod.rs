@@ -1,8 +1,8 @@
 //! Where a vault's objects are kept: a small trait, and its implementations for a local folder,
 //! S3-compatible object storage and memory.
 //!
-//! Object names are relative paths of `[a-z0-9._-]` and `/`. Objects are written whole and, but
-//! for signs of life ([`Storage::replace`]), never changed.
+//! Object names are relative paths of `[a-zA-Z0-9._-]` and `/`, not in the folder `tmp`. Objects
+//! are written whole and, but for signs of life ([`Storage::replace`]), never changed.
 
 mod local;
 mod memory;
@@ -61,10 +61,12 @@ pub trait Storage: Send + Sync + Debug {
     /// What was created is durable, against power loss too, only after [`Storage::sync`].
     async fn create(&self, name: &str, bytes: Bytes) -> Result<Created>;
 
-    /// Writes a whole object in the place of the one of that name, if there is one, atomically.
+    /// Writes a whole object in the place of the one of that name, if there is one, atomically: also
+    /// after a power loss there is either the old state or all of the new one.
     async fn replace(&self, name: &str, bytes: Bytes) -> Result<()>;
 
-    /// Makes everything durable that was written through this handle before the call.
+    /// Makes everything durable that was written through this handle before the call, and what
+    /// [`Storage::create`] found there already.
     async fn sync(&self) -> Result<()>;
 
     /// The whole object; [`Missing`](model::ErrorKind::Missing) if there is none.

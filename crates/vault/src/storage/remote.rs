@@ -36,9 +36,8 @@ impl OpendalStorage {
     /// added here. `location` is for people and must hold no secrets.
     pub fn new(operator: Operator, location: impl Into<String>) -> Self {
         // In this order each try has its own time limit, and waiting for one's turn has none.
-        let lister = operator
-            .layer(TimeoutLayer::new().with_timeout(ANSWER).with_io_timeout(TRANSFER))
-            .layer(retries());
+        let lister =
+            operator.layer(TimeoutLayer::new().with_timeout(ANSWER).with_io_timeout(TRANSFER)).layer(retries());
         let operator = lister.clone().layer(ConcurrentLimitLayer::new(REQUESTS));
         OpendalStorage { operator, lister, location: location.into() }
     }
@@ -68,13 +67,13 @@ fn retries() -> RetryLayer<fn(RetryEvent<'_>)> {
         let (operation, wait) = (event.op, event.retry_after.as_secs_f32());
         tracing::warn!("storage: {operation} failed ({}), trying again in {wait:.1} s", event.err.message());
     };
-    // Half a minute in all, and more where the tries themselves take their time.
+    // A quarter of a minute in all, and more where the tries themselves take their time. Callers
+    // that can wait longer try again.
     RetryLayer::new()
         .with_jitter()
         .with_min_delay(Duration::from_millis(500))
         .with_factor(2.0)
-        .with_max_delay(Duration::from_secs(16))
-        .with_max_times(6)
+        .with_max_times(5)
         .with_notify(tell)
 }
 
@@ -259,7 +258,8 @@ mod tests {
 
     #[test]
     fn errors_say_what_and_what_next() {
-        let error = error("writing a in s3://b".to_owned(), answer(opendal::ErrorKind::PermissionDenied, "AccessDenied"));
+        let error =
+            error("writing a in s3://b".to_owned(), answer(opendal::ErrorKind::PermissionDenied, "AccessDenied"));
         assert!(error.to_string().starts_with("writing a in s3://b: "), "{error}");
         assert!(error.to_string().contains("AccessDenied"), "{error}");
         assert!(error.hint_text().is_some());

@@ -86,8 +86,7 @@ impl S3Place {
         }
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let of_url = |name: &str| uri.option(name).map(str::to_owned);
-        let endpoint =
-            of_url("endpoint").or_else(|| set("AWS_ENDPOINT_URL_S3")).or_else(|| set("AWS_ENDPOINT_URL"));
+        let endpoint = of_url("endpoint").or_else(|| set("AWS_ENDPOINT_URL_S3")).or_else(|| set("AWS_ENDPOINT_URL"));
         endpoint.as_deref().map_or(Ok(()), check_endpoint)?;
         let path_style = match uri.option("path_style") {
             Some("true") => true,
@@ -189,7 +188,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_storage_is_refused() {
-        for url in ["", "memory:", "memory:x", "folder:/a", "ftp://h/a", "https://h/a", "file:", "file://host/a", "s3:b"] {
+        for url in
+            ["", "memory:", "memory:x", "folder:/a", "ftp://h/a", "https://h/a", "file:", "file://host/a", "s3:b"]
+        {
             refused(open(url).await.unwrap_err());
         }
         let error = open("memory:x").await.unwrap_err();

@@ -587,10 +587,19 @@ impl Run {
             stored: *blake3::hash(&sealed).as_bytes(),
             encrypted: !self.writer.objects.cipher.is_plain(),
         };
-        // All that the point names must survive a power loss before the point itself can.
+        // All that the point names must survive a power loss before the point itself can; also the
+        // point before it, whose run may have died between writing and syncing it.
+        if let Some((previous, _)) = &self.previous
+            && self.vault.storage.is_local()
+        {
+            let path = previous.to_string();
+            let stored = self.vault.storage.read(&path).await?;
+            self.vault.storage.create(&path, stored).await?;
+        }
         self.vault.storage.sync().await?;
         self.alive.check()?;
-        self.vault.storage.create(&name.to_string(), sealed.into()).await?;
+        // Replacing is what never leaves half an object behind; the name is new.
+        self.vault.storage.replace(&name.to_string(), sealed.into()).await?;
         self.vault.storage.sync().await?;
         Ok(name)
     }
