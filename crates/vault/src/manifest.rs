@@ -256,14 +256,19 @@ pub(crate) struct ContentPart {
 }
 
 impl Layer {
+    /// Paths and stored bytes of all objects that this layer needs.
+    pub fn sizes(&self) -> impl Iterator<Item = (&str, u64)> {
+        let segments = self.segments.iter().chain(&self.hashes).map(|s| (s.object.as_str(), s.size));
+        let filters = self.filters.iter().map(|f| (f.object.as_str(), f.size));
+        let packs = self.contents.packs.iter().map(|p| (p.segment.object.as_str(), p.segment.size));
+        let borrowed = self.contents.borrowed.iter().map(|b| (b.object.as_str(), b.size));
+        let parts = self.contents.parts.iter().map(|p| (p.object.as_str(), p.size));
+        segments.chain(filters).chain(packs).chain(borrowed).chain(parts)
+    }
+
     /// Paths of all objects that this layer needs.
     pub fn objects(&self) -> impl Iterator<Item = &str> {
-        let segments = self.segments.iter().chain(&self.hashes).map(|s| s.object.as_str());
-        let filters = self.filters.iter().map(|f| f.object.as_str());
-        let packs = self.contents.packs.iter().map(|p| p.segment.object.as_str());
-        let borrowed = self.contents.borrowed.iter().map(|b| b.object.as_str());
-        let parts = self.contents.parts.iter().map(|p| p.object.as_str());
-        segments.chain(filters).chain(packs).chain(borrowed).chain(parts)
+        self.sizes().map(|(path, _)| path)
     }
 
     /// The frames of a collection and kind space, in order, each with the time it was read at.

@@ -167,7 +167,11 @@ impl ObjectWriter {
                     storage.create(&entry.name, stored).await?;
                 }
             }
-            let head = self.read_head(&entry.name).await?;
+            // A prune may take it away between listing and reading, if it takes this run for dead.
+            let head = match self.read_head(&entry.name).await {
+                Err(e) if e.kind() == model::ErrorKind::Missing => continue,
+                head => head?,
+            };
             return Ok(Some(Stored { path: entry.name, size: entry.size, head }));
         }
         Ok(None)

@@ -82,29 +82,42 @@ async fn marks(storage: &Arc<dyn Storage>) -> Result<Vec<(crate::storage::Entry,
     Ok(marks)
 }
 
-/// After a commit: makes sure that no prune took what the point needs. A run that keeps giving
-/// signs of life cannot lose anything; one that was suspended for a day can.
-pub(crate) async fn check_after_commit(vault: &Arc<Inner>, name: &PointName, manifest: &Manifest) -> Result<()> {
-    let doomed = doomed(&vault.storage).await?;
-    if doomed.is_empty() {
+/// Before a commit: fails if a prune means to remove, or has removed, what the point needs.
+pub(crate) async fn check_before_commit(vault: &Arc<Inner>, manifest: &Manifest) -> Result<()> {
+    if lost_to_prune(vault, manifest).await? == 0 {
         return Ok(());
     }
-    let mut lost = Vec::new();
-    for path in needed_by(vault, manifest, &mut HashMap::new()).await? {
-        if doomed.contains(&path) && vault.storage.stat(&path).await?.is_none() {
-            lost.push(path);
-        }
-    }
-    if lost.is_empty() {
+    Err(taken_by_prune())
+}
+
+/// After a commit: the same look again, for a run that was suspended for a day between the look
+/// before and the commit.
+pub(crate) async fn check_after_commit(vault: &Arc<Inner>, name: &PointName, manifest: &Manifest) -> Result<()> {
+    if lost_to_prune(vault, manifest).await? == 0 {
         return Ok(());
     }
     // The point was never announced: taking it back loses nothing.
     vault.storage.delete(&name.to_string()).await?;
-    Err(Error::new(
-        model::ErrorKind::Retry,
-        format!("a prune removed {} objects that this backup had counted on", lost.len()),
-    )
-    .hint("run the backup again"))
+    Err(taken_by_prune())
+}
+
+fn taken_by_prune() -> Error {
+    Error::new(model::ErrorKind::Retry, "a prune took this run for dead and removed what it had counted on")
+        .hint("run the backup again: what is still there is not sent again")
+}
+
+/// How many of the objects that a point needs a prune has removed.
+async fn lost_to_prune(vault: &Arc<Inner>, manifest: &Manifest) -> Result<usize> {
+    let doomed = doomed(&vault.storage).await?;
+    let mut lost = 0;
+    if !doomed.is_empty() {
+        for path in needed_by(vault, manifest, &mut HashMap::new()).await? {
+            if doomed.contains(&path) && vault.storage.stat(&path).await?.is_none() {
+                lost += 1;
+            }
+        }
+    }
+    Ok(lost)
 }
 
 /// Paths of all objects that a point needs. Layers that were read are kept in `seen`.
@@ -119,8 +132,12 @@ pub(crate) async fn needed_by(
         let list = match seen.get(&layer.object) {
             Some(list) => list.clone(),
             None => {
-                let read = objects.layer(&layer.object).await?;
-                let list = Arc::new(read.objects().map(str::to_owned).collect::<Vec<_>>());
+                let list = match objects.layer(&layer.object).await {
+                    Ok(read) => Arc::new(read.objects().map(str::to_owned).collect::<Vec<_>>()),
+                    // Without its layer a point cannot be restored: it needs nothing else any more.
+                    Err(e) if e.kind() == model::ErrorKind::Missing => Arc::default(),
+                    Err(e) => return Err(e),
+                };
                 seen.insert(layer.object.clone(), list.clone());
                 list
             }

@@ -72,7 +72,7 @@ async fn stopped_everywhere(plain: bool, power_loss: Option<Unsynced>) {
         check(&vault, &known, &world(2)).await;
         let (name, again) = backup(&vault, "s", &world(2), 3, options()).await.unwrap();
         // What a killed process had stored is not sent again: late in the run that is most of it.
-        if power_loss.is_none() && stop + 6 > operations {
+        if power_loss.is_none() && stop + 4 > operations {
             let (again, first) = (again.totals.stored, manifest.totals.stored);
             assert!(again < first / 2, "{again} of {first} at {stop} of {operations}");
         }

@@ -44,6 +44,14 @@ impl Alive {
         Ok(Alive { storage, clock, path, renewed, task })
     }
 
+    /// Renews the sign now.
+    pub async fn renew(&self) -> Result<()> {
+        let before = self.clock.now_millis();
+        self.storage.replace(&self.path, Bytes::from_static(b"alive")).await?;
+        self.renewed.store(before, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Fails if the sign was not renewed for so long that a prune may take this run for dead.
     pub fn check(&self) -> Result<()> {
         let silent = self.clock.now_millis() - self.renewed.load(Ordering::Relaxed);

@@ -10,12 +10,14 @@ use crate::name::{ObjectKind, PointName};
 use crate::objects::{ObjectWriter, blocking};
 use crate::prune;
 use crate::segment::{Draft, SegmentEntry};
+use crate::storage::Storage;
 use crate::vault::Inner;
 use crate::write::alive::Alive;
 use crate::write::contents::{KnownContents, RunContents};
 use crate::write::known::{self, Compared, KNOWN_MAX, KnownSpace, OldLayer};
 use crate::write::packer::{Packer, Placement, Placements};
 use crate::{points, signed};
+use futures::TryStreamExt;
 use model::limits::{LAYERS_MAX, SEGMENT_TARGET};
 use model::{
     AttachmentStore, Batch, BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding,
@@ -182,7 +184,11 @@ impl Run {
             trusted.extend(manifest.catalog_object.clone());
         }
         let is_doomed = |path: &str| doomed.contains(path);
-        let reusable = base.iter().all(|l| !is_doomed(&l.reference.object) && !l.layer.objects().any(is_doomed));
+        let lost = missing_from(&vault.storage, &base).await?;
+        if let Some(path) = &lost {
+            tracing::warn!("the vault has lost {path}, which the last point needs: everything is stored anew");
+        }
+        let reusable = lost.is_none() && base.iter().all(|l| !is_doomed(&l.reference.object) && !l.layer.objects().any(is_doomed));
         let increments: u64 = base.iter().skip(1).map(|l| l.reference.raw).sum();
         let first = base.first().map_or(0, |l| l.reference.raw);
         let grown = base.len() >= LAYERS_MAX || increments > first / 2 + SEGMENT_TARGET as u64;
@@ -485,6 +491,11 @@ impl Run {
             layers.push(layer);
         }
         let manifest = self.manifest(state, layers, details).await?;
+        // As at the start, just before the point: first the sign of life, then the look at what a
+        // prune means to remove.
+        self.alive.check()?;
+        self.alive.renew().await?;
+        prune::check_before_commit(&self.vault, &manifest).await?;
         let name = self.store_point(&manifest).await?;
         self.vault.keep_newest(&self.tag, &name);
         if let Err(e) = self.alive.end().await {
@@ -609,6 +620,25 @@ impl Run {
         self.state.lock().await.sealing.abort_all();
         self.alive.end().await
     }
+}
+
+/// An object of these layers that is no longer there, or has another size: a point must not build
+/// on it.
+async fn missing_from(storage: &Arc<dyn Storage>, layers: &[OldLayer]) -> Result<Option<String>> {
+    let sizes: HashMap<&str, u64> = layers.iter().flat_map(|l| l.layer.sizes()).collect();
+    if sizes.is_empty() {
+        return Ok(None);
+    }
+    let mut left = sizes;
+    for kind in [ObjectKind::Segment, ObjectKind::Part, ObjectKind::Hashes, ObjectKind::Filter] {
+        let mut entries = storage.list(&format!("{}/", kind.folder())).await?;
+        while let Some(entry) = entries.try_next().await? {
+            if left.get(entry.name.as_str()) == Some(&entry.size) {
+                left.remove(entry.name.as_str());
+            }
+        }
+    }
+    Ok(left.into_keys().next().map(str::to_owned))
 }
 
 fn count(entry: &mut CatalogEntry, batch: &Batch, i: usize) {
