@@ -28,9 +28,10 @@ impl Selection {
     /// Whether the document with this key, of a collection that is meant, is meant too.
     pub fn takes_key(&self, collection: &str, key: &[u8]) -> bool {
         self.only.is_empty()
-            || self.only.iter().any(|p| {
-                glob_matches(p, collection) || split_key(p, collection).is_some_and(|k| k.as_bytes() == key)
-            })
+            || self
+                .only
+                .iter()
+                .any(|p| glob_matches(p, collection) || split_key(p, collection).is_some_and(|k| k.as_bytes() == key))
     }
 
     /// Whether all documents of a collection that is meant are meant.

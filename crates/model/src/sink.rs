@@ -1,6 +1,8 @@
 //! Where documents go to.
 
-use crate::{AttachmentStore, Batch, CollectionInfo, Description, Leftovers, RestoreOptions, RestorePlan, RestoreReport, Result};
+use crate::{
+    AttachmentStore, Batch, CollectionInfo, Description, Leftovers, RestoreOptions, RestorePlan, RestoreReport, Result,
+};
 use async_trait::async_trait;
 use std::sync::Arc;
 

@@ -316,7 +316,11 @@ mod tests {
                     let range = *a as u64..*b as u64;
                     let at = cipher.stored_range(head as u64, stored.len() as u64, range.clone());
                     let fetched = &stored[at.start as usize..at.end as usize];
-                    assert_eq!(cipher.open_range(&stored[..head], fetched, range).unwrap(), &plain[*a..*b], "{a}..{b} of {size}");
+                    assert_eq!(
+                        cipher.open_range(&stored[..head], fetched, range).unwrap(),
+                        &plain[*a..*b],
+                        "{a}..{b} of {size}"
+                    );
                 }
             }
         }

@@ -212,7 +212,8 @@ fn find(payload: &[u8], hash: u64, bits: u32) -> Option<Vec<Candidate>> {
         let mut places = Vec::new();
         for frame in 0..reader.number()? {
             let (stored, raw, check) = (reader.number()?, reader.number()?, reader.word()?);
-            let entry = FrameEntry { stored: u32::try_from(stored).ok()?, raw: u32::try_from(raw).ok()?, count: 0, check };
+            let entry =
+                FrameEntry { stored: u32::try_from(stored).ok()?, raw: u32::try_from(raw).ok()?, count: 0, check };
             places.push((at..at.checked_add(stored)?, entry));
             at = at.checked_add(stored)?;
             frames.push((number as usize, frame as usize));
@@ -252,7 +253,14 @@ mod tests {
 
     fn segment(name: &str, frames: usize) -> SegmentEntry {
         let entry = |i: usize| FrameEntry { stored: 10 + i as u32, raw: 100, count: 1, check: i as u64 };
-        SegmentEntry { object: name.into(), size: 1000, head: String::new(), frames: (0..frames).map(entry).collect(), raw: 1, counts: vec![] }
+        SegmentEntry {
+            object: name.into(),
+            size: 1000,
+            head: String::new(),
+            frames: (0..frames).map(entry).collect(),
+            raw: 1,
+            counts: vec![],
+        }
     }
 
     proptest! {
@@ -284,7 +292,8 @@ mod tests {
     #[test]
     fn most_absent_keys_find_nothing() {
         let mut builder = FilterBuilder::default();
-        let random = |i: u64| blake3::hash(&i.to_le_bytes()).as_bytes()[..8].try_into().map(u64::from_le_bytes).unwrap();
+        let random =
+            |i: u64| blake3::hash(&i.to_le_bytes()).as_bytes()[..8].try_into().map(u64::from_le_bytes).unwrap();
         builder.add(&segment("s", 1), &[(0..200_000).map(random).collect()]);
         let keys = HashKeys::derive(&[0; 32]);
         let (bytes, bits, slot) = builder.encode(&keys).unwrap();

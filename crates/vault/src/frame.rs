@@ -381,8 +381,7 @@ fn read(encoding: Encoding, plain: Bytes) -> Option<Frame> {
     if !times.is_empty() && times.len() != docs.len() {
         return None;
     }
-    let batch =
-        Batch { collection: header.collection, kind: header.kind, encoding, body, keys, docs, attachments };
+    let batch = Batch { collection: header.collection, kind: header.kind, encoding, body, keys, docs, attachments };
     batch.check().ok()?;
     Some(Frame { batch, times })
 }

@@ -19,8 +19,8 @@ mod segment;
 mod signed;
 pub mod storage;
 mod vault;
-mod verify;
 mod vault_file;
+mod verify;
 mod write;
 
 pub use config::{Config, write_private};
@@ -34,6 +34,6 @@ pub use prune::PruneReport;
 pub use read::{State, Version};
 pub use segment::read_all as read_segment;
 pub use vault::{Access, Protection, Vault};
-pub use verify::{Damage, Hit, VerifyOptions, VerifyProgress, VerifyReport};
 pub use vault_file::{Encryption, FORMAT, VaultFile};
+pub use verify::{Damage, Hit, VerifyOptions, VerifyProgress, VerifyReport};
 pub use write::{BackupOptions, PointDetails, Run, WriteOutcome};

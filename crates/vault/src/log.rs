@@ -247,7 +247,10 @@ pub(crate) async fn index(vault: &Inner, source: &str, after: EngineTime, until:
     Ok(index)
 }
 
-fn catalog_changes(frame: &Frame, until: EngineTime) -> Result<Vec<(CollectionId, Option<CollectionInfo>, EngineTime)>> {
+fn catalog_changes(
+    frame: &Frame,
+    until: EngineTime,
+) -> Result<Vec<(CollectionId, Option<CollectionInfo>, EngineTime)>> {
     let mut changes = Vec::new();
     for i in 0..frame.batch.len() {
         let time = frame.times.get(i).copied().ok_or_else(|| Error::corrupt("a change of a collection has no time"))?;

@@ -217,15 +217,28 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        let name = ObjectName { kind: ObjectKind::Segment, content: [0xab; 32], stored: [1; 32], endings: "json.zst.age".into() };
+        let name = ObjectName {
+            kind: ObjectKind::Segment,
+            content: [0xab; 32],
+            stored: [1; 32],
+            endings: "json.zst.age".into(),
+        };
         assert_eq!(ObjectName::parse(&name.to_string()).unwrap(), name);
-        let point = PointName { source: "0123456789abcdef".into(), committed: 1_760_000_000_123, run: "ffffffffffffffff".into(), stored: [9; 32], encrypted: true };
+        let point = PointName {
+            source: "0123456789abcdef".into(),
+            committed: 1_760_000_000_123,
+            run: "ffffffffffffffff".into(),
+            stored: [9; 32],
+            encrypted: true,
+        };
         assert_eq!(PointName::parse(&point.to_string()).unwrap(), point);
     }
 
     #[test]
     fn what_is_no_name_is_refused() {
-        let good = ObjectName { kind: ObjectKind::Part, content: [0xab; 32], stored: [1; 32], endings: "bin.zst".into() }.to_string();
+        let good =
+            ObjectName { kind: ObjectKind::Part, content: [0xab; 32], stored: [1; 32], endings: "bin.zst".into() }
+                .to_string();
         assert!(ObjectName::parse(&good).is_ok());
         for bad in [
             good.replace("parts", "party"),

@@ -136,7 +136,12 @@ pub(crate) struct ObjectWriter {
 }
 
 impl ObjectWriter {
-    pub fn new(objects: Objects, trusted: HashSet<String>, doomed: HashSet<String>, random: Arc<dyn model::Random>) -> Self {
+    pub fn new(
+        objects: Objects,
+        trusted: HashSet<String>,
+        doomed: HashSet<String>,
+        random: Arc<dyn model::Random>,
+    ) -> Self {
         ObjectWriter { objects, trusted, doomed, random, stored: AtomicU64::new(0) }
     }
 
@@ -199,7 +204,14 @@ impl ObjectWriter {
     }
 
     /// Stores sealed bytes under the name that their content gives.
-    pub async fn put(&self, kind: ObjectKind, content: [u8; 32], endings: &str, sealed: Vec<u8>, head: usize) -> Result<Stored> {
+    pub async fn put(
+        &self,
+        kind: ObjectKind,
+        content: [u8; 32],
+        endings: &str,
+        sealed: Vec<u8>,
+        head: usize,
+    ) -> Result<Stored> {
         let endings = if self.objects.cipher.is_plain() { endings.to_owned() } else { format!("{endings}.age") };
         let name = ObjectName { kind, content, stored: *blake3::hash(&sealed).as_bytes(), endings };
         let (path, size) = (name.to_string(), sealed.len() as u64);
@@ -217,7 +229,8 @@ impl ObjectWriter {
     /// Whether an object with these bytes must not be used, because a prune means to remove the
     /// one of that name: in plain vaults equal content gives equal names.
     pub fn is_doomed(&self, kind: ObjectKind, content: &[u8; 32], endings: &str, sealed: &[u8]) -> bool {
-        let name = ObjectName { kind, content: *content, stored: *blake3::hash(sealed).as_bytes(), endings: endings.into() };
+        let name =
+            ObjectName { kind, content: *content, stored: *blake3::hash(sealed).as_bytes(), endings: endings.into() };
         self.doomed.contains(&name.to_string())
     }
 
@@ -228,7 +241,12 @@ impl ObjectWriter {
     }
 
     /// Stores a JSON value, or finds it there already.
-    pub async fn put_json<T: serde::Serialize>(&self, kind: ObjectKind, audience: Audience, value: &T) -> Result<Stored> {
+    pub async fn put_json<T: serde::Serialize>(
+        &self,
+        kind: ObjectKind,
+        audience: Audience,
+        value: &T,
+    ) -> Result<Stored> {
         let compressed = compress_json(value)?;
         let content = self.objects.keys.content_id(&compressed);
         if let Some(found) = self.existing(kind, &content).await? {
@@ -273,7 +291,14 @@ impl ObjectWriter {
                 return Ok(entry.clone());
             }
             let counts = draft.frames.iter().map(|f| f.count).collect();
-            return Ok(SegmentEntry { object: found.path, size: found.size, head: found.head, frames: Vec::new(), raw, counts });
+            return Ok(SegmentEntry {
+                object: found.path,
+                size: found.size,
+                head: found.head,
+                frames: Vec::new(),
+                raw,
+                counts,
+            });
         }
         let endings = format!("{}.zst", draft.ending());
         let writer = self.clone();

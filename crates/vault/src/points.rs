@@ -80,7 +80,9 @@ pub(crate) async fn read(vault: &Inner, name: &PointName) -> Result<Manifest> {
             .map_err(|e| Error::corrupt(format!("it cannot be decompressed: {e}")))?;
         let manifest: Manifest = signed::read(&key, POINT_CONTEXT, &signed)?;
         if manifest.format > crate::vault_file::FORMAT {
-            return Err(Error::unsupported(format!("it has format {}", manifest.format)).hint("install a newer rewound"));
+            return Err(
+                Error::unsupported(format!("it has format {}", manifest.format)).hint("install a newer rewound")
+            );
         }
         // A signed point under another name would be another point's twin.
         if manifest.run != name.run || manifest.committed.max(0) as u64 != name.committed {

@@ -19,10 +19,7 @@ struct Seal {
 pub(crate) fn write<T: Serialize>(key: &SigningKey, context: &str, value: &T) -> Result<Vec<u8>> {
     let bug = |e: serde_json::Error| Error::bug(format!("writing {context} as JSON failed: {e}"));
     let mut bytes = serde_json::to_vec(value).map_err(bug)?;
-    let seal = Seal {
-        blake3: hex(blake3::hash(&bytes).as_bytes()),
-        signature: crypto::sign(key, context, &bytes),
-    };
+    let seal = Seal { blake3: hex(blake3::hash(&bytes).as_bytes()), signature: crypto::sign(key, context, &bytes) };
     bytes.push(b'\n');
     serde_json::to_writer(&mut bytes, &seal).map_err(bug)?;
     bytes.push(b'\n');

@@ -6,10 +6,10 @@ use crate::hash::HashKeys;
 use crate::manifest::{Catalog, Manifest};
 use crate::name::PointName;
 use crate::objects::Objects;
+use crate::points;
 use crate::storage::{Created, Storage};
 use crate::vault_file::{Encryption, VAULT_FILE, VaultFile, WriterSecrets};
 use crate::write::{BackupOptions, Run};
-use crate::points;
 use ed25519_dalek::SigningKey;
 use model::{Description, Error, ErrorKind, Result, Seams};
 use std::sync::Arc;
@@ -68,11 +68,8 @@ impl Vault {
             Protection::Plain => (Vec::new(), None),
         };
         let seams = access.seams.clone();
-        let secrets = WriterSecrets {
-            naming: seams.bytes(),
-            signing: SigningKey::from_bytes(&seams.bytes()),
-            identity,
-        };
+        let secrets =
+            WriterSecrets { naming: seams.bytes(), signing: SigningKey::from_bytes(&seams.bytes()), identity };
         let created = model::EngineTime::wall(seams.clock.now_millis()).to_string();
         let file = VaultFile::new(crate::hash::hex(&seams.bytes::<16>()), created, recipients, &secrets)?;
         if let Some(config) = &access.config {
@@ -101,10 +98,8 @@ impl Vault {
         let is_recipient = |i: &Identity| file.recipients.contains(&i.recipient());
         let can_read = plain || access.identities.iter().any(is_recipient);
         if !access.identities.is_empty() && !can_read {
-            return Err(Error::credentials("the given identity is not one of the vault's recipients").hint(format!(
-                "its recipients are {}; pass the identity of one of them",
-                file.recipients.join(", ")
-            )));
+            return Err(Error::credentials("the given identity is not one of the vault's recipients")
+                .hint(format!("its recipients are {}; pass the identity of one of them", file.recipients.join(", "))));
         }
         let kept = match &access.config {
             Some(config) => config.secrets(&file.id)?,
@@ -223,8 +218,10 @@ impl Inner {
         if self.can_read {
             return self.objects();
         }
-        Err(Error::credentials("reading documents of this vault needs an identity")
-            .hint(format!("pass one of a recipient ({}): --identity FILE or REWOUND_IDENTITY", self.file.recipients.join(", "))))
+        Err(Error::credentials("reading documents of this vault needs an identity").hint(format!(
+            "pass one of a recipient ({}): --identity FILE or REWOUND_IDENTITY",
+            self.file.recipients.join(", ")
+        )))
     }
 
     /// Remembers the newest point this host wrote. The point stands even if that fails.

@@ -191,7 +191,9 @@ impl<'a> Check<'a> {
         while let Some((result, name, size)) = running.next().await {
             match result {
                 Ok(()) => {}
-                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Missing) => bad.push((name, e.to_string())),
+                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Missing) => {
+                    bad.push((name, e.to_string()))
+                }
                 Err(e) => return Err(e),
             }
             done.objects += 1;
@@ -247,8 +249,8 @@ impl<'a> Check<'a> {
             }
         }
         // What a damaged point or layer needs is not known: then nothing counts as left over.
-        let all_known = self.layers.values().all(Option::is_some)
-            && !self.bad.keys().any(|path| PointName::parse(path).is_some());
+        let all_known =
+            self.layers.values().all(Option::is_some) && !self.bad.keys().any(|path| PointName::parse(path).is_some());
         let unneeded: Vec<(String, u64)> = self
             .there
             .iter()
@@ -272,13 +274,8 @@ impl<'a> Check<'a> {
         self.report.checked_content = true;
         let vault = Vault { inner: self.vault.clone() };
         let mut seen: HashSet<String> = HashSet::new();
-        let newest: Vec<Point> = self
-            .points
-            .iter()
-            .rev()
-            .filter(|p| seen.insert(p.name.source.clone()))
-            .cloned()
-            .collect();
+        let newest: Vec<Point> =
+            self.points.iter().rev().filter(|p| seen.insert(p.name.source.clone())).cloned().collect();
         for point in newest {
             let state = match vault.resolve(&point, &Selection::default()).await {
                 Ok(state) => state,
@@ -372,14 +369,11 @@ impl<'a> Check<'a> {
         for (number, segment) in layer.segments.iter().enumerate().filter(|(_, s)| s.object == object) {
             let number = number as u32;
             for collection in &layer.collections {
-                let frames: Vec<u32> = Layer::frames_of(
-                    std::slice::from_ref(collection),
-                    &collection.id,
-                    &collection.space,
-                )
-                .filter(|(s, _)| *s == number)
-                .map(|(_, f)| f)
-                .collect();
+                let frames: Vec<u32> =
+                    Layer::frames_of(std::slice::from_ref(collection), &collection.id, &collection.space)
+                        .filter(|(s, _)| *s == number)
+                        .map(|(_, f)| f)
+                        .collect();
                 if frames.is_empty() {
                     continue;
                 }

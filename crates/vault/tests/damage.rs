@@ -12,7 +12,11 @@ fn options() -> BackupOptions {
 }
 
 fn world(version: u8) -> World {
-    let documents = |n: u8| (0..n).map(|i| (format!("doc{i}").into_bytes(), format!("{{\"i\":{},\"v\":{i}}}", i % version).into_bytes())).collect();
+    let documents = |n: u8| {
+        (0..n)
+            .map(|i| (format!("doc{i}").into_bytes(), format!("{{\"i\":{},\"v\":{i}}}", i % version).into_bytes()))
+            .collect()
+    };
     let mut a = Model { documents: documents(5), ..Model::default() };
     a.attachments.insert("doc1/x".into(), vec![version; 100]);
     World::from([("a".into(), a), ("b".into(), Model { ordered: true, documents: documents(3), ..Model::default() })])

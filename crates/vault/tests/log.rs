@@ -7,7 +7,8 @@ mod common;
 use common::*;
 use futures::TryStreamExt;
 use model::{
-    BatchBuilder, ChangeBatch, CollectionId, Consistency, Encoding, EngineTime, Kind, Patcher, Position, Result, Selection,
+    BatchBuilder, ChangeBatch, CollectionId, Consistency, Encoding, EngineTime, Kind, Patcher, Position, Result,
+    Selection,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -99,13 +100,20 @@ async fn scan(vault: &Vault, history: &History, times: &[u64]) -> String {
     }
     run.end(&info.id).await.unwrap();
     let greatest = times.iter().max().copied().unwrap();
-    let details = PointDetails { time: at(greatest), consistency: Consistency::PerDocument, position: None, gap: None, skipped: vec![] };
+    let details = PointDetails {
+        time: at(greatest),
+        consistency: Consistency::PerDocument,
+        position: None,
+        gap: None,
+        skipped: vec![],
+    };
     run.commit(details).await.unwrap().0.source
 }
 
 async fn write_log(vault: &Vault, source: &str, history: &History, from: u64, flush: usize) {
     let mut log = vault.start_log(source, Encoding::Bin).await.unwrap();
-    let events: Vec<(u64, &(u8, Op))> = history.iter().enumerate().map(|(i, e)| (10 + i as u64, e)).filter(|(t, _)| *t > from).collect();
+    let events: Vec<(u64, &(u8, Op))> =
+        history.iter().enumerate().map(|(i, e)| (10 + i as u64, e)).filter(|(t, _)| *t > from).collect();
     for events in events.chunks(flush) {
         let mut changes = Vec::new();
         for (time, (key, op)) in events {
@@ -120,7 +128,9 @@ async fn write_log(vault: &Vault, source: &str, history: &History, from: u64, fl
         }
         let time = at(events.last().unwrap().0);
         let position = |t: u64| Position(t.to_string());
-        log.append(Flush { from: position(events[0].0 - 1), to: position(time.order), time, changes, catalog: vec![] }).await.unwrap();
+        log.append(Flush { from: position(events[0].0 - 1), to: position(time.order), time, changes, catalog: vec![] })
+            .await
+            .unwrap();
     }
 }
 
@@ -187,7 +197,15 @@ fn a_patch_without_a_document_is_damage() {
         builder.push(b"k", b"+");
         let change = ChangeBatch { batch: builder.take(), times: vec![at(50)] };
         let position = Position("x".into());
-        log.append(Flush { from: position.clone(), to: position, time: at(50), changes: vec![change], catalog: vec![] }).await.unwrap();
+        log.append(Flush {
+            from: position.clone(),
+            to: position,
+            time: at(50),
+            changes: vec![change],
+            catalog: vec![],
+        })
+        .await
+        .unwrap();
         let error = resolved(&vault, &source, 60).await.unwrap_err();
         assert_eq!(error.kind(), model::ErrorKind::Corrupt);
         assert!(error.to_string().contains("document k"), "{error}");
@@ -206,7 +224,8 @@ fn a_hole_in_the_log_is_found() {
             let history: History = (0..4).map(|i| (i, Op::Put(i))).collect();
             write_log(&vault, &source, &history, 0, 1).await;
             assert_eq!(resolved(&vault, &source, 50).await.unwrap().len(), 4);
-            let names: Vec<_> = storage.list(&format!("history/{source}/log/")).await.unwrap().map(|e| e.unwrap().name).collect().await;
+            let names: Vec<_> =
+                storage.list(&format!("history/{source}/log/")).await.unwrap().map(|e| e.unwrap().name).collect().await;
             let mut names: Vec<String> = names;
             names.sort();
             storage.delete(&names[lost]).await.unwrap();

@@ -105,7 +105,9 @@ proptest! {
 
 fn big_world(seed: u64, documents: usize) -> World {
     let random = |i: usize| blake3::hash(&[seed.to_le_bytes(), (i as u64).to_le_bytes()].concat());
-    let body = |i: usize| format!("{{\"_id\":{i},\"a\":\"{}\",\"b\":\"{}\"}}", random(i).to_hex(), "lorem ipsum ".repeat(20)).into_bytes();
+    let body = |i: usize| {
+        format!("{{\"_id\":{i},\"a\":\"{}\",\"b\":\"{}\"}}", random(i).to_hex(), "lorem ipsum ".repeat(20)).into_bytes()
+    };
     let documents = (0..documents).map(|i| (format!("key-{i:08}").into_bytes(), body(i))).collect();
     World::from([("big".into(), Model { documents, ..Model::default() })])
 }
@@ -140,7 +142,12 @@ async fn a_full_backup_of_the_same_documents_finds_its_segments() {
         let full = BackupOptions { full: true, ..options() };
         let (name, again) = backup(&vault, "s", &world, 2, full).await.unwrap();
         for manifest in [&other, &again] {
-            assert!(manifest.totals.stored * 10 < first.totals.stored, "{} of {}", manifest.totals.stored, first.totals.stored);
+            assert!(
+                manifest.totals.stored * 10 < first.totals.stored,
+                "{} of {}",
+                manifest.totals.stored,
+                first.totals.stored
+            );
         }
         assert!(same(&restore(&vault, &point(&vault, &name).await).await.unwrap(), &world));
     }
@@ -165,7 +172,8 @@ async fn find_shows_every_version() {
     world.clear();
     backup(&vault, "s", &world, 20, options()).await.unwrap();
     let found = vault.find("c", b"k", None).await.unwrap();
-    let seen: Vec<_> = found.iter().rev().map(|v| (v.time.order, v.deleted, String::from_utf8_lossy(&v.body).into_owned())).collect();
+    let seen: Vec<_> =
+        found.iter().rev().map(|v| (v.time.order, v.deleted, String::from_utf8_lossy(&v.body).into_owned())).collect();
     let expected = [(11, false, "1"), (13, false, "2"), (14, true, ""), (15, false, "3"), (20, true, "")];
     assert_eq!(seen, expected.map(|(t, d, b)| (t, d, b.to_owned())));
     assert!(vault.find("c", b"nobody", None).await.unwrap().is_empty());

@@ -1,7 +1,7 @@
 //! Two backups and two prunes interleaved, with crashes and lost time, over many seeds: nothing
 //! that a committed point needs is ever lost. `REWOUND_SEED=n` replays one seed, `REWOUND_SEEDS=n`
 //! runs that many.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod common;
 
@@ -19,7 +19,11 @@ fn options(seed: u64) -> BackupOptions {
 
 /// Worlds overlap, so that runs find each other's objects.
 fn world(seed: u64) -> World {
-    let documents = |n: u64| (0..n).map(|i| (vec![b'k', i as u8], format!("{{\"i\":{},\"s\":{}}}", i, (seed + i) % 3).into_bytes())).collect();
+    let documents = |n: u64| {
+        (0..n)
+            .map(|i| (vec![b'k', i as u8], format!("{{\"i\":{},\"s\":{}}}", i, (seed + i) % 3).into_bytes()))
+            .collect()
+    };
     let mut a = Model { documents: documents(4 + seed % 3), ..Model::default() };
     if seed % 4 > 0 {
         a.attachments.insert("x".into(), vec![(seed % 2) as u8; 200]);
@@ -51,10 +55,10 @@ async fn run(seed: u64) -> usize {
         keys.clock.advance(1000);
     }
     let dying = disk.faulty(Faults { seed, stop_at: Some(12 + dice(seed, 1, 14)), ..Faults::default() });
-    if let Ok(vault) = Vault::open(dying, keys.reader()).await {
-        if let Ok((name, _)) = backup(&vault, "a", &world(2 + dice(seed, 2, 6)), 3, options(seed)).await {
-            remember(name, world(2 + dice(seed, 2, 6)));
-        }
+    if let Ok(vault) = Vault::open(dying, keys.reader()).await
+        && let Ok((name, _)) = backup(&vault, "a", &world(2 + dice(seed, 2, 6)), 3, options(seed)).await
+    {
+        remember(name, world(2 + dice(seed, 2, 6)));
     }
     if dice(seed, 3, 2) == 0 {
         keys.clock.advance(25 * HOUR);
@@ -156,11 +160,7 @@ fn nothing_reachable_is_lost() {
                 let mut unannounced = 0;
                 for seed in seeds.iter().filter(|s| *s % 2 == part) {
                     let result = std::panic::catch_unwind(|| {
-                        tokio::runtime::Builder::new_current_thread()
-                            .enable_all()
-                            .build()
-                            .unwrap()
-                            .block_on(run(*seed))
+                        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(*seed))
                     });
                     match result {
                         Ok(found) => unannounced += found,

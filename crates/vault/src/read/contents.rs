@@ -44,7 +44,11 @@ impl ContentReader {
             Place::Packed(n) => {
                 let at = contents.packs.partition_point(|p| p.first <= n).checked_sub(1)?;
                 let pack = &contents.packs[at];
-                Where::Packed(Borrowed { object: pack.segment.object.clone(), size: pack.segment.size, index: n - pack.first })
+                Where::Packed(Borrowed {
+                    object: pack.segment.object.clone(),
+                    size: pack.segment.size,
+                    index: n - pack.first,
+                })
             }
             Place::Borrowed(n) => Where::Packed(contents.borrowed.get(usize::try_from(n).ok()?)?.clone()),
             Place::Parts(first, count) => {
@@ -69,14 +73,16 @@ impl ContentReader {
         let plain = self.objects.read(&part.object).await?;
         let raw = u32::try_from(part.raw).map_err(|_| Error::corrupt("a part claims more bytes than any has"))?;
         // A salt may follow the one frame that holds the content.
-        blocking(move || segment::decompress(first_frame(&plain)?, raw)).await.context(|| format!("reading {}", part.object))
+        blocking(move || segment::decompress(first_frame(&plain)?, raw))
+            .await
+            .context(|| format!("reading {}", part.object))
     }
 }
 
 /// The first zstd frame of some bytes.
 fn first_frame(bytes: &[u8]) -> Result<&[u8]> {
-    let length = zstd::zstd_safe::find_frame_compressed_size(bytes)
-        .map_err(|_| Error::corrupt("a part is not a zstd frame"))?;
+    let length =
+        zstd::zstd_safe::find_frame_compressed_size(bytes).map_err(|_| Error::corrupt("a part is not a zstd frame"))?;
     bytes.get(..length).ok_or_else(|| Error::corrupt("a part ends too early"))
 }
 

@@ -57,7 +57,7 @@ impl Vault {
             return Err(Error::input(format!("no point of this vault has a collection {collection:?}"))
                 .hint("`rewound points VAULT --collections` lists what there is"));
         }
-        versions.sort_by(|a, b| b.time.cmp(&a.time));
+        versions.sort_by_key(|v| std::cmp::Reverse(v.time));
         Ok(versions)
     }
 }

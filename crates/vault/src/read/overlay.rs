@@ -75,14 +75,7 @@ impl Overlay {
         Ok(())
     }
 
-    fn add(
-        &mut self,
-        keys: &HashKeys,
-        frame: u32,
-        batch: &Batch,
-        is_copy: bool,
-        time: impl Fn(usize) -> EngineTime,
-    ) {
+    fn add(&mut self, keys: &HashKeys, frame: u32, batch: &Batch, is_copy: bool, time: impl Fn(usize) -> EngineTime) {
         let op = match &batch.kind {
             kind if kind.is_tombstone() => Op::Delete,
             Kind::Patch => Op::Patch,
@@ -130,7 +123,8 @@ impl Overlay {
     /// after the unchanged ones.
     pub fn fate(&mut self, hash: u64, key: &[u8], read: EngineTime, ordered: bool) -> Result<Fate> {
         let range = self.range(hash, key);
-        let later: Vec<usize> = range.clone().filter(|i| self.entries[*i].time > read.order || self.entries[*i].is_copy).collect();
+        let later: Vec<usize> =
+            range.clone().filter(|i| self.entries[*i].time > read.order || self.entries[*i].is_copy).collect();
         // What is not later is in the document already.
         range.for_each(|i| self.taken[i] |= !later.contains(&i));
         if later.is_empty() {
@@ -186,8 +180,7 @@ impl Overlay {
     fn check_patches(&self, entries: &[usize]) -> Result<()> {
         let dangling = |i: usize| {
             let later_end = entries[i + 1..].iter().any(|j| self.entries[*j].op != Op::Patch);
-            self.entries[entries[i]].op == Op::Patch
-                && !(self.entries[entries[i]].time <= self.read && later_end)
+            self.entries[entries[i]].op == Op::Patch && !(self.entries[entries[i]].time <= self.read && later_end)
         };
         let after_delete = entries.iter().rposition(|i| self.entries[*i].op == Op::Delete);
         let bad = (0..entries.len()).find(|i| dangling(*i) && after_delete.is_none_or(|d| *i > d));

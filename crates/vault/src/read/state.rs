@@ -228,7 +228,8 @@ impl State {
         }
         if let Some(log) = &self.changes {
             for found in log.index.frames.iter().filter(|f| f.collection == id && f.space == space) {
-                let place = FramePlace { layer: usize::MAX, entry: found.entry.clone(), frame: found.number, read: log.until };
+                let place =
+                    FramePlace { layer: usize::MAX, entry: found.entry.clone(), frame: found.number, read: log.until };
                 let frame = read_one(&self.segments, &place).await?;
                 overlay.add_log_frame(&self.keys, changes.len() as u32, &frame, log.until)?;
                 changes.push(place);
@@ -265,7 +266,9 @@ impl State {
             .map(|(segment, frame, read)| {
                 let entry = segments
                     .entry(segment)
-                    .or_insert_with(|| Arc::new(loaded.layer.segments.get(segment as usize).cloned().unwrap_or_else(no_segment)))
+                    .or_insert_with(|| {
+                        Arc::new(loaded.layer.segments.get(segment as usize).cloned().unwrap_or_else(no_segment))
+                    })
                     .clone();
                 FramePlace { layer, entry, frame, read }
             })
@@ -273,7 +276,11 @@ impl State {
     }
 
     /// Decodes frames, some segments ahead, in order.
-    fn stream_frames(&self, places: Vec<FramePlace>, id: CollectionId) -> BoxStream<'static, Result<(Frame, EngineTime)>> {
+    fn stream_frames(
+        &self,
+        places: Vec<FramePlace>,
+        id: CollectionId,
+    ) -> BoxStream<'static, Result<(Frame, EngineTime)>> {
         let mut groups: Vec<(Arc<SegmentEntry>, Vec<u32>, EngineTime)> = Vec::new();
         for place in places {
             match groups.last_mut() {

@@ -58,7 +58,10 @@ impl Alive {
         if silent > GRACE.as_millis() as i64 / 2 {
             return Err(Error::new(
                 model::ErrorKind::Retry,
-                format!("this run gave no sign of life for {} hours, so what it stored may have been removed", silent / 3_600_000),
+                format!(
+                    "this run gave no sign of life for {} hours, so what it stored may have been removed",
+                    silent / 3_600_000
+                ),
             )
             .hint("run the backup again: what is still there is not sent again"));
         }

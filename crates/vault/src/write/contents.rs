@@ -186,10 +186,8 @@ impl RunContents {
         }
         let draft = std::mem::replace(&mut state.draft, Draft::new(Encoding::Bin));
         let none = HashMap::new();
-        let segment = self
-            .writer
-            .put_segment(ObjectKind::Segment, Audience::Readers, self.level, Arc::new(draft), &none)
-            .await?;
+        let segment =
+            self.writer.put_segment(ObjectKind::Segment, Audience::Readers, self.level, Arc::new(draft), &none).await?;
         state.contents.packs.push(Pack { first: state.first, segment });
         state.first = state.next;
         Ok(())
@@ -205,10 +203,8 @@ impl RunContents {
         }
         let level = self.level;
         let compressed = blocking(move || compress(&raw, level)).await?;
-        let stored = self
-            .writer
-            .put_compressed(ObjectKind::Part, Audience::Readers, content, "bin.zst", compressed)
-            .await?;
+        let stored =
+            self.writer.put_compressed(ObjectKind::Part, Audience::Readers, content, "bin.zst", compressed).await?;
         Ok(ContentPart { object: stored.path, size: stored.size, raw: size })
     }
 

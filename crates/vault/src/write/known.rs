@@ -64,12 +64,8 @@ impl KnownSpace {
         match hash {
             Some(hash) => {
                 let order = self.next_order;
-                let entry = self.entries.entry(key).or_insert_with(|| Entry {
-                    hash,
-                    order,
-                    seen: false,
-                    ambiguous: false,
-                });
+                let entry =
+                    self.entries.entry(key).or_insert_with(|| Entry { hash, order, seen: false, ambiguous: false });
                 if entry.order == order {
                     self.next_order += 1;
                 } else if entry.seen {

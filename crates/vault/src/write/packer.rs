@@ -56,10 +56,10 @@ impl Packer {
         lane.documents += 1;
         let raw = lane.draft.raw + open.body.len();
         let cut = raw >= SEGMENT_MAX || (raw >= SEGMENT_MIN && is_cut(key_hash, raw as u64 / lane.documents));
-        if cut || open.body.len() >= FRAME {
-            if let Some(open) = lane.open.take() {
-                lane.draft.push(open.close()?);
-            }
+        if (cut || open.body.len() >= FRAME)
+            && let Some(open) = lane.open.take()
+        {
+            lane.draft.push(open.close()?);
         }
         if cut {
             lane.documents = 0;

@@ -20,8 +20,8 @@ use crate::{points, signed};
 use futures::TryStreamExt;
 use model::limits::{LAYERS_MAX, SEGMENT_TARGET};
 use model::{
-    AttachmentStore, Batch, BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding,
-    EngineTime, Error, Gap, Kind, Loss, Position, Result, ResultExt, Skipped, SourceState,
+    AttachmentStore, Batch, BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding, EngineTime,
+    Error, Gap, Kind, Loss, Position, Result, ResultExt, Skipped, SourceState,
 };
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -188,7 +188,8 @@ impl Run {
         if let Some(path) = &lost {
             tracing::warn!("the vault has lost {path}, which the last point needs: everything is stored anew");
         }
-        let reusable = lost.is_none() && base.iter().all(|l| !is_doomed(&l.reference.object) && !l.layer.objects().any(is_doomed));
+        let reusable =
+            lost.is_none() && base.iter().all(|l| !is_doomed(&l.reference.object) && !l.layer.objects().any(is_doomed));
         let increments: u64 = base.iter().skip(1).map(|l| l.reference.raw).sum();
         let first = base.first().map_or(0, |l| l.reference.raw);
         let grown = base.len() >= LAYERS_MAX || increments > first / 2 + SEGMENT_TARGET as u64;
@@ -258,8 +259,8 @@ impl Run {
             known.entry.info = info.clone();
             return Ok(());
         }
-        let comparable = self.known_collections.contains(&info.id)
-            && known::known_hashes(&self.base, &info.id) <= KNOWN_MAX;
+        let comparable =
+            self.known_collections.contains(&info.id) && known::known_hashes(&self.base, &info.id) <= KNOWN_MAX;
         let known = if comparable {
             let mut contents = KnownContents::new();
             let spaces = known::load(&self.writer.objects, &self.base, &info.id, &mut contents)
@@ -271,7 +272,14 @@ impl Run {
             None
         };
         let whole = known.is_none();
-        state.collections.push(Collection { entry: CatalogEntry::empty(info.clone()), known, whole, wrote: false, counted_changed: 0, read: None });
+        state.collections.push(Collection {
+            entry: CatalogEntry::empty(info.clone()),
+            known,
+            whole,
+            wrote: false,
+            counted_changed: 0,
+            read: None,
+        });
         Ok(())
     }
 
@@ -401,11 +409,8 @@ impl Run {
             }
         };
         let keys = (!is_hashes).then(|| draft.frames.iter_mut().map(|f| std::mem::take(&mut f.key_hashes)).collect());
-        let (kind, audience) = if is_hashes {
-            (ObjectKind::Hashes, Audience::Writers)
-        } else {
-            (ObjectKind::Segment, Audience::Readers)
-        };
+        let (kind, audience) =
+            if is_hashes { (ObjectKind::Hashes, Audience::Writers) } else { (ObjectKind::Segment, Audience::Readers) };
         let (writer, known, level) = (self.writer.clone(), self.known_segments.clone(), self.options.level);
         state.sealing.spawn(async move {
             let entry = writer.put_segment(kind, audience, level, Arc::new(draft), &known).await?;
@@ -708,4 +713,3 @@ impl HashList {
 fn as_list(tombstones: &Batch) -> Batch {
     Batch { encoding: Encoding::Bin, ..tombstones.clone() }
 }
-

@@ -5,12 +5,14 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding, Engine, EngineTime, FeedKind,
-    FixedClock, Kind, Result, SeededRandom, Seams, Selection,
+    FixedClock, Kind, Result, Seams, SeededRandom, Selection,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vault::storage::Storage;
-use vault::{Access, BackupOptions, Config, Identity, Manifest, Point, PointDetails, PointName, Protection, Vault, WriteOutcome};
+use vault::{
+    Access, BackupOptions, Config, Identity, Manifest, Point, PointDetails, PointName, Protection, Vault, WriteOutcome,
+};
 
 /// Documents of a collection in order, and attachments: (key, content).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,7 +66,13 @@ pub async fn init(storage: Arc<dyn Storage>, keys: &Keys, plain: bool) -> Result
 }
 
 /// Backs a world up; small batches, so that batches and frames do not fall together.
-pub async fn backup(vault: &Vault, source: &str, world: &World, time: u64, options: BackupOptions) -> Result<(PointName, Manifest)> {
+pub async fn backup(
+    vault: &Vault,
+    source: &str,
+    world: &World,
+    time: u64,
+    options: BackupOptions,
+) -> Result<(PointName, Manifest)> {
     let description = description(source, world);
     let run = vault.start_run(&description, options).await?;
     for (name, model) in world {
