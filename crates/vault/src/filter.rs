@@ -13,10 +13,16 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use model::limits::{FILTER_KEYS, FILTER_PARTITION_KEYS, FILTER_SEGMENTS};
 use model::{Error, Result};
 
+/// Bits of a frame's number in an entry that is being collected.
+const FRAME_BITS: u32 = 24;
+
 /// Collects the keys of a run's segments.
 #[derive(Debug, Default)]
 pub(crate) struct FilterBuilder {
-    entries: Vec<(u64, u32)>,
+    /// The first 40 bits of a key's hash, then its frame's number: together 8 bytes a key, as this
+    /// table is most of what a large backup holds in memory. A filter needs no more of a hash: 7
+    /// bits for the partition and 26 within it.
+    entries: Vec<u64>,
     segments: Vec<SegmentEntry>,
     frames: u32,
 }
@@ -25,8 +31,8 @@ impl FilterBuilder {
     /// Adds a segment with the key hashes of each of its frames.
     pub fn add(&mut self, segment: &SegmentEntry, keys: &[Vec<u64>]) {
         for (i, hashes) in keys.iter().enumerate() {
-            let frame = self.frames + i as u32;
-            self.entries.extend(hashes.iter().map(|h| (*h, frame)));
+            let frame = u64::from(self.frames) + i as u64;
+            self.entries.extend(hashes.iter().map(|h| h >> FRAME_BITS << FRAME_BITS | frame));
         }
         self.frames += keys.len() as u32;
         let mut segment = segment.clone();
@@ -38,7 +44,7 @@ impl FilterBuilder {
     }
 
     pub fn is_full(&self) -> bool {
-        self.segments.len() >= FILTER_SEGMENTS || self.entries.len() >= FILTER_KEYS
+        self.segments.len() >= FILTER_SEGMENTS || self.entries.len() >= FILTER_KEYS || self.frames >= 1 << (FRAME_BITS - 1)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -55,15 +61,18 @@ impl FilterBuilder {
         let mut partitions = Vec::with_capacity(1 << bits);
         let mut rest = &self.entries[..];
         for partition in 0..1u64 << bits {
-            let end = rest.partition_point(|(hash, _)| partition_of(*hash, bits) <= partition);
+            let end = rest.partition_point(|entry| partition_of(*entry, bits) <= partition);
             let (here, after) = rest.split_at(end);
             rest = after;
-            partitions.push(encode_partition(&table, here, bits));
+            partitions.push(here);
         }
+        // Encoded twice, as holding all of them would take half as much memory again as the keys.
+        let longest = partitions.iter().map(|entries| encode_partition(&table, entries, bits).len()).max();
         // 12 bytes before each payload: its check and its length.
-        let slot = partitions.iter().map(Vec::len).max().unwrap_or_default() + 12;
+        let slot = longest.unwrap_or_default() + 12;
         let mut out = Vec::with_capacity(slot * partitions.len());
-        for payload in partitions {
+        for entries in partitions {
+            let payload = encode_partition(&table, entries, bits);
             let end = out.len() + slot;
             out.extend_from_slice(&keys.frame(&payload).to_le_bytes());
             out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -83,17 +92,17 @@ fn kept(hash: u64, bits: u32, width: u32) -> u64 {
     (hash << bits) >> (64 - width)
 }
 
-fn encode_partition(table: &[u8], entries: &[(u64, u32)], bits: u32) -> Vec<u8> {
+fn encode_partition(table: &[u8], entries: &[u64], bits: u32) -> Vec<u8> {
     // 8 bits more than needed to number the keys: one lookup in 256 finds a frame for nothing.
-    let width = (usize::BITS - entries.len().leading_zeros() + 8).min(64 - bits);
+    let width = (usize::BITS - entries.len().leading_zeros() + 8).min(64 - FRAME_BITS - bits);
     let mut out = table.to_vec();
     write_number(&mut out, entries.len() as u64);
     out.push(width as u8);
     let mut last = 0;
-    for (hash, frame) in entries {
-        let value = kept(*hash, bits, width);
+    for entry in entries {
+        let value = kept(*entry, bits, width);
         write_number(&mut out, value - last);
-        write_number(&mut out, u64::from(*frame));
+        write_number(&mut out, entry & ((1 << FRAME_BITS) - 1));
         last = value;
     }
     out
@@ -195,6 +204,13 @@ fn check_slot<'a>(keys: &HashKeys, slot: &'a [u8]) -> Option<&'a [u8]> {
     let length = u32::from_le_bytes(reader.bytes(4)?.try_into().ok()?);
     let payload = reader.bytes(u64::from(length))?;
     (keys.frame(payload) == check).then_some(payload)
+}
+
+/// The frames that may hold a key with this hash, by path of the segment and number, from the
+/// decrypted payload of a partition: for tools and tests that have nothing but the bytes. Never
+/// panics, whatever the bytes; none if they are no partition.
+pub fn look_in(payload: &[u8], hash: u64, bits: u32) -> Option<Vec<(String, usize)>> {
+    Some(find(payload, hash, bits)?.into_iter().map(|c| (c.object, c.frame)).collect())
 }
 
 /// Finds the frames for a hash in a partition's payload.

@@ -63,7 +63,7 @@ impl OpenFrame {
             collection: batch.collection.clone(),
             kind: batch.kind.clone(),
             encoding: batch.encoding,
-            body: Vec::with_capacity(model::limits::FRAME + (64 << 10)),
+            body: Vec::with_capacity(batch.body.len().min(model::limits::FRAME) + 1024),
             lengths: Vec::new(),
             keys: match batch.keys {
                 Some(_) => OpenKeys::Apart(Vec::new(), Vec::new()),
@@ -130,11 +130,16 @@ impl OpenFrame {
                 line
             }
         };
+        let mut body = self.body;
+        // Frames of tiny collections wait by the thousands for a segment to fill.
+        if body.len() < body.capacity() / 2 {
+            body.shrink_to_fit();
+        }
         Ok(ClosedFrame {
             collection: self.collection,
             kind: self.kind,
             header,
-            body: self.body,
+            body,
             count,
             key_hashes: self.key_hashes,
             read: self.read,

@@ -25,11 +25,12 @@ mod write;
 
 pub use config::{Config, write_private};
 pub use crypto::{Audience, Identity, check_recipient};
+pub use filter::look_in as look_in_filter;
 pub use hash::{Digest, DocumentHash, HashKeys};
-pub use log::{Flush, LogHeader, LogWriter};
+pub use log::{Flush, LogHeader, LogWriter, parse as read_log};
 pub use manifest::{Catalog, CatalogEntry, LayerRef, Manifest, SourceInfo, Totals};
 pub use name::{LogName, ObjectKind, ObjectName, PointName};
-pub use points::{BrokenPoint, Point, Points};
+pub use points::{BrokenPoint, Point, Points, parse as read_point};
 pub use prune::PruneReport;
 pub use read::{State, Version};
 pub use segment::read_all as read_segment;

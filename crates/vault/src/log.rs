@@ -11,6 +11,8 @@ use crate::objects::{Objects, blocking};
 use crate::segment::{self, Draft, SegmentEntry};
 use crate::signed;
 use crate::vault::{Inner, Vault};
+use bytes::Bytes;
+use ed25519_dalek::VerifyingKey;
 use futures::TryStreamExt;
 use model::{
     Batch, BatchBuilder, ChangeBatch, CollectionId, CollectionInfo, Encoding, EngineTime, Error, Kind, Position,
@@ -280,33 +282,45 @@ fn unwrapped(batch: &Batch, i: usize) -> &[u8] {
 
 /// Reads a log object and checks its hash, its signature and that it is what its name says.
 pub(crate) async fn read(vault: &Inner, name: &LogName) -> Result<(LogHeader, Vec<Frame>)> {
-    let objects = vault.need_reader()?;
-    let frames = objects.segment(&name.to_string()).await?;
+    let plain = vault.need_reader()?.read(&name.to_string()).await?;
     let encoding = segment::encoding_of(&name.endings)?;
     let key = vault.file.writer_key()?;
     let name = name.clone();
     blocking(move || {
-        let mut plain = frames.iter().map(|(stored, raw)| segment::decompress(stored, *raw));
-        let no_header = || Error::corrupt("it has no header");
-        let head = frame::parse(encoding, plain.next().ok_or_else(no_header)??)?;
-        if head.batch.is_empty() {
-            return Err(no_header());
-        }
-        let header: LogHeader = signed::read(&key, CONTEXT, unwrapped(&head.batch, 0))?;
+        let (header, frames) = checked(encoding, &plain, &key)?;
         if (header.epoch, header.sequence, &header.source) != (name.epoch, name.sequence, &name.source) {
             return Err(Error::corrupt("it is another object's content under this name"));
         }
-        let mut content = blake3::Hasher::new();
-        let mut rest = Vec::new();
-        for bytes in plain {
-            let bytes = bytes?;
-            content.update(&bytes);
-            rest.push(frame::parse(encoding, bytes)?);
-        }
-        if header.content != hex(content.finalize().as_bytes()) {
-            return Err(Error::corrupt("its content is not what its header signs"));
-        }
-        Ok((header, rest))
+        Ok((header, frames))
     })
     .await
+}
+
+/// Reads the decrypted bytes of a log object: for tools and tests that have nothing but the bytes
+/// and the writer's key, as `vault.json` shows it. Never panics, whatever the bytes.
+pub fn parse(encoding: Encoding, plain: &Bytes, writer: &str) -> Result<(LogHeader, Vec<ChangeBatch>)> {
+    let (header, frames) = checked(encoding, plain, &crate::vault_file::verifying_key(writer)?)?;
+    Ok((header, frames.into_iter().map(|f| ChangeBatch { batch: f.batch, times: f.times }).collect()))
+}
+
+fn checked(encoding: Encoding, plain: &Bytes, key: &VerifyingKey) -> Result<(LogHeader, Vec<Frame>)> {
+    let frames = segment::split(plain)?;
+    let mut plain = frames.iter().map(|(stored, raw)| segment::decompress(stored, *raw));
+    let no_header = || Error::corrupt("it has no header");
+    let head = frame::parse(encoding, plain.next().ok_or_else(no_header)??)?;
+    if head.batch.is_empty() {
+        return Err(no_header());
+    }
+    let header: LogHeader = signed::read(key, CONTEXT, unwrapped(&head.batch, 0))?;
+    let mut content = blake3::Hasher::new();
+    let mut rest = Vec::new();
+    for bytes in plain {
+        let bytes = bytes?;
+        content.update(&bytes);
+        rest.push(frame::parse(encoding, bytes)?);
+    }
+    if header.content != hex(content.finalize().as_bytes()) {
+        return Err(Error::corrupt("its content is not what its header signs"));
+    }
+    Ok((header, rest))
 }

@@ -177,7 +177,7 @@ pub(crate) struct Layer {
     pub time: EngineTime,
     /// Segments, numbered from 0.
     pub segments: Vec<SegmentEntry>,
-    /// Where each collection's documents are.
+    /// Where each collection's documents are; sorted by collection and kind space.
     pub collections: Vec<LayerCollection>,
     /// Content of attachments.
     #[serde(default)]
@@ -188,7 +188,7 @@ pub(crate) struct Layer {
     /// Hash lists: a layer of their own making, readable by the writer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hashes: Vec<SegmentEntry>,
-    /// Where each collection's hashes are, in `hashes`.
+    /// Where each collection's hashes are, in `hashes`; sorted likewise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hash_collections: Vec<LayerCollection>,
 }
@@ -271,12 +271,18 @@ impl Layer {
         self.sizes().map(|(path, _)| path)
     }
 
+    /// What a sorted list says of a collection.
+    pub fn of<'a>(collections: &'a [LayerCollection], id: &CollectionId) -> &'a [LayerCollection] {
+        let start = collections.partition_point(|c| c.id < *id);
+        let count = collections[start..].partition_point(|c| c.id == *id);
+        &collections[start..start + count]
+    }
+
     /// The frames of a collection and kind space, in order, each with the time it was read at.
     pub fn timed_frames_of(&self, id: &CollectionId, space: &str) -> Vec<(u32, u32, EngineTime)> {
         let mut all = Vec::new();
-        for collection in self.collections.iter().filter(|c| c.id == *id && c.space == space) {
-            let frames = Self::frames_of(std::slice::from_ref(collection), id, space);
-            all.extend(frames.enumerate().map(|(i, (segment, frame))| {
+        for collection in Self::of(&self.collections, id).iter().filter(|c| c.space == space) {
+            all.extend(collection.places().enumerate().map(|(i, (segment, frame))| {
                 let from = collection.read.partition_point(|(from, _)| *from as usize <= i);
                 let time = from.checked_sub(1).map_or(self.time, |at| collection.read[at].1);
                 (segment, frame, time)
@@ -284,17 +290,15 @@ impl Layer {
         }
         all
     }
+}
 
-    /// The frames of a collection and kind space: (segment, frame), in order.
-    pub fn frames_of<'a>(
-        collections: &'a [LayerCollection],
-        id: &'a CollectionId,
-        space: &'a str,
-    ) -> impl Iterator<Item = (u32, u32)> + 'a {
-        collections
-            .iter()
-            .filter(move |c| c.id == *id && c.space == space)
-            .flat_map(|c| &c.frames)
-            .flat_map(|(segment, first, count)| (*first..first.saturating_add(*count)).map(move |f| (*segment, f)))
+impl LayerCollection {
+    /// Its frames, in order: (segment, frame).
+    pub fn places(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let of_run = |(segment, first, count): &(u32, u32, u32)| {
+            let segment = *segment;
+            (*first..first.saturating_add(*count)).map(move |frame| (segment, frame))
+        };
+        self.frames.iter().flat_map(of_run)
     }
 }

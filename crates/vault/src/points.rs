@@ -5,9 +5,11 @@ use crate::name::{HISTORY, PointName};
 use crate::objects::blocking;
 use crate::signed;
 use crate::vault::Inner;
+use ed25519_dalek::VerifyingKey;
 use futures::StreamExt;
 use model::{Error, Result, ResultExt};
 use std::collections::HashSet;
+use std::io::Read;
 use std::sync::Arc;
 
 /// A point that can be read.
@@ -73,17 +75,7 @@ pub(crate) async fn read(vault: &Inner, name: &PointName) -> Result<Manifest> {
     blocking(move || {
         objects.check(&path, &stored, &name.stored)?;
         let plain = objects.cipher.open(stored.into())?;
-        let mut signed = Vec::new();
-        let decoder = zstd::stream::read::Decoder::new(&plain[..])
-            .map_err(|e| Error::corrupt(format!("it cannot be decompressed: {e}")))?;
-        std::io::Read::read_to_end(&mut std::io::Read::take(decoder, 1 << 30), &mut signed)
-            .map_err(|e| Error::corrupt(format!("it cannot be decompressed: {e}")))?;
-        let manifest: Manifest = signed::read(&key, POINT_CONTEXT, &signed)?;
-        if manifest.format > crate::vault_file::FORMAT {
-            return Err(
-                Error::unsupported(format!("it has format {}", manifest.format)).hint("install a newer rewound")
-            );
-        }
+        let manifest = checked(&plain, &key)?;
         // A signed point under another name would be another point's twin.
         if manifest.run != name.run || manifest.committed.max(0) as u64 != name.committed {
             return Err(Error::corrupt("it is another point's content under this name"));
@@ -92,6 +84,24 @@ pub(crate) async fn read(vault: &Inner, name: &PointName) -> Result<Manifest> {
     })
     .await
     .context(|| format!("reading the point {id}"))
+}
+
+/// Reads the decrypted bytes of a point's object: for tools and tests that have nothing but the
+/// bytes and the writer's key, as `vault.json` shows it. Never panics, whatever the bytes.
+pub fn parse(plain: &[u8], writer: &str) -> Result<Manifest> {
+    checked(plain, &crate::vault_file::verifying_key(writer)?)
+}
+
+fn checked(plain: &[u8], key: &VerifyingKey) -> Result<Manifest> {
+    let mut signed = Vec::new();
+    let failed = |e: std::io::Error| Error::corrupt(format!("it cannot be decompressed: {e}"));
+    let decoder = zstd::stream::read::Decoder::new(plain).map_err(failed)?;
+    decoder.take(1 << 30).read_to_end(&mut signed).map_err(failed)?;
+    let manifest: Manifest = signed::read(key, POINT_CONTEXT, &signed)?;
+    if manifest.format > crate::vault_file::FORMAT {
+        return Err(Error::unsupported(format!("it has format {}", manifest.format)).hint("install a newer rewound"));
+    }
+    Ok(manifest)
 }
 
 /// Reads all points, several side by side.

@@ -127,8 +127,8 @@ impl VaultFile {
     }
 
     /// Reads `vault.json`. A newer format or unknown features are refused in plain words; that
-    /// check comes first, as a newer format may sign differently.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
+    /// check comes first, as a newer format may sign differently. Never panics, whatever the bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
             rewound: String,
@@ -165,9 +165,7 @@ impl VaultFile {
     }
 
     pub(crate) fn writer_key(&self) -> Result<VerifyingKey> {
-        unhex32(&self.writer)
-            .and_then(|b| VerifyingKey::from_bytes(&b).ok())
-            .ok_or_else(|| Error::corrupt(format!("{VAULT_FILE} holds no usable writer key")))
+        verifying_key(&self.writer)
     }
 
     /// The writer's secrets, from the escrow.
@@ -181,4 +179,11 @@ impl VaultFile {
         };
         WriterSecrets::from_json(&json)
     }
+}
+
+/// A writer's public key from its 64 hex digits.
+pub(crate) fn verifying_key(hex: &str) -> Result<VerifyingKey> {
+    unhex32(hex)
+        .and_then(|b| VerifyingKey::from_bytes(&b).ok())
+        .ok_or_else(|| Error::corrupt(format!("{VAULT_FILE} holds no usable writer key")))
 }

@@ -370,10 +370,7 @@ impl<'a> Check<'a> {
             let number = number as u32;
             for collection in &layer.collections {
                 let frames: Vec<u32> =
-                    Layer::frames_of(std::slice::from_ref(collection), &collection.id, &collection.space)
-                        .filter(|(s, _)| *s == number)
-                        .map(|(_, f)| f)
-                        .collect();
+                    collection.places().filter(|(s, _)| *s == number).map(|(_, frame)| frame).collect();
                 if frames.is_empty() {
                     continue;
                 }
@@ -410,10 +407,9 @@ impl<'a> Check<'a> {
         segment: u32,
         frames: &[u32],
     ) -> Result<Vec<String>> {
-        let of = std::slice::from_ref(collection);
         let mut before = 0usize;
         let mut wanted: Vec<std::ops::Range<usize>> = Vec::new();
-        for (s, f) in Layer::frames_of(of, &collection.id, &collection.space) {
+        for (s, f) in collection.places() {
             let count = layer.segments.get(s as usize).map_or(0, |e| e.documents_in(f as usize)) as usize;
             if s == segment && frames.contains(&f) {
                 wanted.push(before..before + count);
@@ -424,7 +420,8 @@ impl<'a> Check<'a> {
         let mut at = 0usize;
         let mut keys = Vec::new();
         let mut open: Option<(u32, Vec<(Bytes, u32)>)> = None;
-        for (s, f) in Layer::frames_of(&layer.hash_collections, &collection.id, &collection.space) {
+        let lists = Layer::of(&layer.hash_collections, &collection.id).iter().filter(|c| c.space == collection.space);
+        for (s, f) in lists.flat_map(|list| list.places()) {
             let Some(entry) = layer.hashes.get(s as usize) else { continue };
             if open.as_ref().is_none_or(|(o, _)| *o != s) {
                 open = Some((s, objects.segment(&entry.object).await?));

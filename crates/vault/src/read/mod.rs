@@ -7,4 +7,5 @@ mod segments;
 mod state;
 
 pub use find::Version;
+pub(crate) use segments::Segments;
 pub use state::State;

@@ -174,7 +174,7 @@ impl State {
         let from = self.layers.iter().rposition(|l| l.reference.whole.contains(id)).unwrap_or(0);
         let mut spaces: BTreeSet<(bool, String)> = BTreeSet::new();
         for layer in &self.layers[from..] {
-            let of_collection = layer.layer.collections.iter().filter(|c| c.id == *id);
+            let of_collection = Layer::of(&layer.layer.collections, id).iter();
             // False comes before true: attachments are last.
             spaces.extend(of_collection.map(|c| (c.space == "attachment", c.space.clone())));
         }

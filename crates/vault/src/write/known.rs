@@ -1,11 +1,10 @@
 //! What is known of a collection from older points: finds out which documents are new, changed,
 //! unchanged or gone.
 
+use crate::hash::HashKeys;
 use crate::manifest::{Layer, LayerRef};
-use crate::objects::Objects;
-use crate::segment;
+use crate::read::Segments;
 use crate::write::contents::{KnownContents, KnownPlace};
-use bytes::Bytes;
 use model::{Batch, BatchBuilder, CollectionId, Encoding, Kind, Result};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -126,40 +125,28 @@ fn that_count<'a>(layers: &'a [OldLayer], collection: &CollectionId) -> &'a [Old
 
 /// How many hashes are known of a collection, deletions included.
 pub(crate) fn known_hashes(layers: &[OldLayer], collection: &CollectionId) -> usize {
-    that_count(layers, collection)
-        .iter()
-        .flat_map(|old| {
-            let layer = &old.layer;
-            layer.hash_collections.iter().filter(|c| c.id == *collection).flat_map(|c| &c.frames).flat_map(
-                |(segment, first, count)| {
-                    let entry = layer.hashes.get(*segment as usize);
-                    (*first..first + count).map(move |f| entry.map_or(0, |e| e.documents_in(f as usize)) as usize)
-                },
-            )
-        })
-        .sum()
+    let mut count = 0;
+    for old in that_count(layers, collection) {
+        for (segment, frame) in Layer::of(&old.layer.hash_collections, collection).iter().flat_map(|c| c.places()) {
+            let entry = old.layer.hashes.get(segment as usize);
+            count += entry.map_or(0, |e| e.documents_in(frame as usize)) as usize;
+        }
+    }
+    count
 }
 
 /// Calls `each` with every hash list frame of a collection, oldest layer first; the number is that
 /// of the layer.
 async fn for_each_frame(
-    objects: &Objects,
+    segments: &Segments,
     layers: &[OldLayer],
     collection: &CollectionId,
     mut each: impl FnMut(usize, &Batch) -> Result<()>,
 ) -> Result<()> {
     for (number, old) in that_count(layers, collection).iter().enumerate() {
-        let mut open: Option<(u32, Vec<(Bytes, u32)>)> = None;
-        let of_collection = old.layer.hash_collections.iter().filter(|c| c.id == *collection);
-        for list in of_collection {
-            for (segment, frame) in Layer::frames_of(std::slice::from_ref(list), collection, &list.space) {
-                if open.as_ref().is_none_or(|(s, _)| *s != segment) {
-                    let entry = old.layer.hashes.get(segment as usize).ok_or_else(broken)?;
-                    open = Some((segment, objects.segment(&entry.object).await?));
-                }
-                let (stored, raw) =
-                    open.as_ref().and_then(|(_, frames)| frames.get(frame as usize)).ok_or_else(broken)?;
-                let frame = segment::read_frame(Encoding::Bin, stored, *raw)?;
+        for (segment, frame) in Layer::of(&old.layer.hash_collections, collection).iter().flat_map(|c| c.places()) {
+            let entry = old.layer.hashes.get(segment as usize).ok_or_else(broken)?;
+            for frame in segments.read(entry, vec![frame]).await? {
                 each(number, &frame.batch)?;
             }
         }
@@ -173,7 +160,8 @@ fn broken() -> model::Error {
 
 /// Reads what is known of a collection. Contents of attachments go to `contents`.
 pub(crate) async fn load(
-    objects: &Objects,
+    keys: &HashKeys,
+    segments: &Segments,
     layers: &[OldLayer],
     collection: &CollectionId,
     contents: &mut KnownContents,
@@ -181,14 +169,14 @@ pub(crate) async fn load(
     let mut spaces: HashMap<String, KnownSpace> = HashMap::new();
     let counted = that_count(layers, collection);
     let mut current = 0;
-    for_each_frame(objects, layers, collection, |number, batch| {
+    for_each_frame(segments, layers, collection, |number, batch| {
         if number != current {
             spaces.values_mut().for_each(KnownSpace::end_of_layer);
             current = number;
         }
         let known = spaces.entry(batch.kind.space().to_owned()).or_default();
         for i in 0..batch.len() {
-            let key = objects.keys.key(collection, &batch.kind, batch.key_of(i));
+            let key = keys.key(collection, &batch.kind, batch.key_of(i));
             // A deletion has no hash.
             known.learn(key, <[u8; 8]>::try_from(batch.body_of(i)).ok().map(u64::from_le_bytes));
             if let Some(content) = batch.attachments.get(i)
@@ -206,18 +194,19 @@ pub(crate) async fn load(
 
 /// Tombstones for the documents that are gone.
 pub(crate) async fn gone(
-    objects: &Objects,
+    keys: &HashKeys,
+    segments: &Segments,
     layers: &[OldLayer],
     collection: &CollectionId,
     spaces: &mut HashMap<String, KnownSpace>,
 ) -> Result<Vec<Batch>> {
     let mut batches = Vec::new();
     let mut builders: HashMap<String, BatchBuilder> = HashMap::new();
-    for_each_frame(objects, layers, collection, |_, batch| {
+    for_each_frame(segments, layers, collection, |_, batch| {
         let space = batch.kind.space();
         let Some(known) = spaces.get_mut(space) else { return Ok(()) };
         for i in 0..batch.len() {
-            let key = objects.keys.key(collection, &batch.kind, batch.key_of(i));
+            let key = keys.key(collection, &batch.kind, batch.key_of(i));
             if known.is_gone(key) {
                 // Once only, though the key may stand in several layers.
                 known.entries.remove(&key);

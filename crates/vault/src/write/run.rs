@@ -9,6 +9,7 @@ use crate::manifest::{
 use crate::name::{ObjectKind, PointName};
 use crate::objects::{ObjectWriter, blocking};
 use crate::prune;
+use crate::read::Segments;
 use crate::segment::{Draft, SegmentEntry};
 use crate::storage::Storage;
 use crate::vault::Inner;
@@ -90,6 +91,7 @@ pub struct Run {
     /// Layers of the previous point that this one builds on; empty if everything is stored.
     base: Vec<OldLayer>,
     known_segments: Arc<HashMap<String, SegmentEntry>>,
+    hash_lists: Segments,
     known_collections: HashSet<CollectionId>,
     writer: Arc<ObjectWriter>,
     contents: Arc<RunContents>,
@@ -103,6 +105,8 @@ struct State {
     packer: Packer,
     hashes: Packer,
     collections: Vec<Collection>,
+    /// Where each collection is in `collections`.
+    index: HashMap<CollectionId, usize>,
     sealing: JoinSet<Result<SealedSegment>>,
     segments: Vec<Option<SegmentEntry>>,
     hash_segments: Vec<Option<SegmentEntry>>,
@@ -200,6 +204,7 @@ impl Run {
             let catalog = points::catalog(&vault, manifest).await?;
             known_collections = catalog.collections.into_iter().map(|c| c.info.id).collect();
         }
+        let hash_lists = Segments::new(objects.clone());
         let writer = Arc::new(ObjectWriter::new(objects, trusted, doomed, vault.seams.random.clone()));
         let contents = Arc::new(RunContents::new(writer.clone(), options.level));
         let permits = Arc::new(Semaphore::new(options.workers.max(1)));
@@ -214,6 +219,7 @@ impl Run {
             previous,
             base,
             known_segments: Arc::new(known_segments),
+            hash_lists,
             known_collections,
             writer,
             contents,
@@ -255,15 +261,15 @@ impl Run {
     /// A collection is going to be read. Must come before its first batch, also for empty ones.
     pub async fn begin(&self, info: &CollectionInfo) -> Result<()> {
         let mut state = self.state.lock().await;
-        if let Some(known) = state.collections.iter_mut().find(|c| c.entry.info.id == info.id) {
-            known.entry.info = info.clone();
+        if let Some(known) = state.index.get(&info.id).copied() {
+            state.collections[known].entry.info = info.clone();
             return Ok(());
         }
         let comparable =
             self.known_collections.contains(&info.id) && known::known_hashes(&self.base, &info.id) <= KNOWN_MAX;
         let known = if comparable {
             let mut contents = KnownContents::new();
-            let spaces = known::load(&self.writer.objects, &self.base, &info.id, &mut contents)
+            let spaces = known::load(&self.writer.objects.keys, &self.hash_lists, &self.base, &info.id, &mut contents)
                 .await
                 .context(|| format!("finding out what is known of {}", info.name))?;
             self.contents.learn(contents).await;
@@ -272,6 +278,8 @@ impl Run {
             None
         };
         let whole = known.is_none();
+        let number = state.collections.len();
+        state.index.insert(info.id.clone(), number);
         state.collections.push(Collection {
             entry: CatalogEntry::empty(info.clone()),
             known,
@@ -288,8 +296,8 @@ impl Run {
     pub async fn read_at(&self, id: &CollectionId, time: EngineTime) {
         let mut state = self.state.lock().await;
         state.earliest = Some(state.earliest.map_or(time, |e| e.min(time)));
-        if let Some(collection) = state.collections.iter_mut().find(|c| c.entry.info.id == *id) {
-            collection.read = Some(time);
+        if let Some(number) = state.index.get(id).copied() {
+            state.collections[number].read = Some(time);
         }
     }
 
@@ -299,10 +307,9 @@ impl Run {
         let mut state = self.state.lock().await;
         let state = &mut *state;
         let keys = &self.writer.objects.keys;
-        let collection = state
-            .collections
-            .iter_mut()
-            .find(|c| c.entry.info.id == batch.collection)
+        let number = state.index.get(&batch.collection).copied();
+        let collection = number
+            .and_then(|number| state.collections.get_mut(number))
             .ok_or_else(|| Error::bug(format!("collection {} was not begun", batch.collection)))?;
         let space = batch.kind.space();
         let ordered = collection.entry.info.ordered && space == "document";
@@ -366,10 +373,11 @@ impl Run {
     pub async fn end(&self, id: &CollectionId) -> Result<()> {
         let mut state = self.state.lock().await;
         let state = &mut *state;
-        let Some(collection) = state.collections.iter_mut().find(|c| c.entry.info.id == *id) else { return Ok(()) };
+        let Some(number) = state.index.get(id).copied() else { return Ok(()) };
+        let collection = &mut state.collections[number];
         if let Some(mut spaces) = collection.known.take() {
             let keys = &self.writer.objects.keys;
-            for batch in known::gone(&self.writer.objects, &self.base, id, &mut spaces).await? {
+            for batch in known::gone(keys, &self.hash_lists, &self.base, id, &mut spaces).await? {
                 for i in 0..batch.len() {
                     let key_hash = keys.key(id, &batch.kind, batch.key_of(i));
                     state.packer.push(&batch, i, key_hash, None)?;
@@ -469,6 +477,15 @@ impl Run {
     /// Completes the point: everything it needs is stored durably, then its manifest. Once this
     /// returns, the point can be restored.
     pub async fn commit(self, details: PointDetails) -> Result<(PointName, Manifest)> {
+        let committed = self.complete(details).await;
+        if let Err(e) = self.alive.end().await {
+            // The point stands; the sign of life expires by itself.
+            tracing::warn!("taking away the run's sign of life failed: {e}");
+        }
+        committed
+    }
+
+    async fn complete(&self, details: PointDetails) -> Result<(PointName, Manifest)> {
         let mut state = std::mem::take(&mut *self.state.lock().await);
         state.packer.finish()?;
         state.hashes.finish()?;
@@ -502,12 +519,8 @@ impl Run {
         self.alive.renew().await?;
         prune::check_before_commit(&self.vault, &manifest).await?;
         let name = self.store_point(&manifest).await?;
-        self.vault.keep_newest(&self.tag, &name);
-        if let Err(e) = self.alive.end().await {
-            // The point stands; the sign of life expires by itself.
-            tracing::warn!("taking away the run's sign of life failed: {e}");
-        }
         prune::check_after_commit(&self.vault, &name, &manifest).await?;
+        self.vault.keep_newest(&self.tag, &name);
         Ok((name, manifest))
     }
 
