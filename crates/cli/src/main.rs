@@ -1,2 +1,104 @@
-//! Under construction.
-fn main() {}
+//! `rewound`: any document database, back at any second.
+
+mod args;
+mod commands;
+mod context;
+mod ui;
+
+use args::Cli;
+use clap::Parser;
+use context::{Context, Failed};
+use rewound::exit::Exit;
+use rewound::{Job, Stop};
+use std::process::ExitCode;
+use std::sync::Arc;
+use ui::Ui;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let ui = Arc::new(Ui::new(&cli.global));
+    ui::log::listen(&ui, cli.global.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            ui.error(&model::Error::io("starting", error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let exit = runtime.block_on(run(cli, ui));
+    // Work that was given up may still be in a system call; nothing depends on it.
+    runtime.shutdown_background();
+    ExitCode::from(exit.code())
+}
+
+async fn run(cli: Cli, ui: Arc<Ui>) -> Exit {
+    let stop = Stop::new();
+    tokio::spawn(listen_for_signals(stop.clone(), ui.clone()));
+    let job = Job::new(ui.clone(), stop);
+    let context = Context { ui: ui.clone(), job, identity: cli.global.identity, config: None };
+    let result = commands::run(cli.command, &context).await;
+    ui.finish();
+    match result {
+        Ok(exit) => exit,
+        Err(Failed::Usage(error)) => {
+            ui.error(&error);
+            Exit::Usage
+        }
+        Err(Failed::Error(error)) => {
+            ui.error(&error);
+            Exit::of(&error)
+        }
+    }
+}
+
+/// The first Ctrl-C or SIGTERM asks to stop, the second one ends the process.
+async fn listen_for_signals(stop: Stop, ui: Arc<Ui>) {
+    let mut asked = false;
+    loop {
+        signal().await;
+        if asked {
+            std::process::exit(i32::from(Exit::Interrupted.code()));
+        }
+        asked = true;
+        stop.ask();
+        ui.note("stopping cleanly; once more to stop at once");
+    }
+}
+
+#[cfg(unix)]
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}
+
+#[cfg(not(unix))]
+async fn signal() {
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// Help and version go to stdout; anything else that clap says is a wrong command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().any(|a| a == "--json") {
+        let text = error.render().to_string();
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        Ui::json_error(&model::Error::input(first).hint("`rewound help` shows what can be written"));
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(Exit::Usage.code())
+}

@@ -210,6 +210,9 @@ fn check_slot<'a>(keys: &HashKeys, slot: &'a [u8]) -> Option<&'a [u8]> {
 /// decrypted payload of a partition: for tools and tests that have nothing but the bytes. Never
 /// panics, whatever the bytes; none if they are no partition.
 pub fn look_in(payload: &[u8], hash: u64, bits: u32) -> Option<Vec<(String, usize)>> {
+    if bits >= 64 {
+        return None;
+    }
     Some(find(payload, hash, bits)?.into_iter().map(|c| (c.object, c.frame)).collect())
 }
 

@@ -240,3 +240,21 @@ async fn nothing_leaks_in_clear() {
         assert!(entry.name == "vault.json" || bytes.starts_with(b"age-encryption.org/v1"), "{}", entry.name);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_tiny_collections_share_few_objects() {
+    use futures::TryStreamExt;
+    let keys = Keys::new(5);
+    let storage = memory(&keys);
+    let vault = init(storage.clone(), &keys, false).await.unwrap();
+    let one = |i: usize| Model { documents: vec![(b"k".to_vec(), format!("{{\"i\":{i}}}").into_bytes())], ..Model::default() };
+    let mut world: World = (0..5_000).map(|i| (format!("collection-{i:06}"), one(i))).collect();
+    let (name, _) = backup(&vault, "s", &world, 1, options()).await.unwrap();
+    let objects: Vec<_> = storage.list("").await.unwrap().try_collect().await.unwrap();
+    assert!(objects.len() < 15, "{}", objects.len());
+    assert!(same(&restore(&vault, &point(&vault, &name).await).await.unwrap(), &world));
+    world.insert("collection-000007".into(), one(0));
+    let (name, manifest) = backup(&vault, "s", &world, 2, options()).await.unwrap();
+    assert_eq!(manifest.totals.changed, 1);
+    assert!(same(&restore(&vault, &point(&vault, &name).await).await.unwrap(), &world));
+}

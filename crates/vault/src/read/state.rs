@@ -16,7 +16,7 @@ use model::{
     AttachmentRef, AttachmentStore, Batch, BatchBuilder, CollectionId, Description, EngineTime, Error, Kind, Patcher,
     Result, ResultExt, Selection,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Segments that are decoded side by side for one collection.
@@ -28,13 +28,15 @@ pub(crate) struct LoadedLayer {
     pub number: usize,
     pub reference: LayerRef,
     pub layer: Layer,
+    /// The layer's segments, to be shared: a table of frames can be long.
+    segments: Vec<Arc<SegmentEntry>>,
 }
 
 /// What a point restores.
 #[derive(Debug, Clone)]
 pub struct State {
     point: Point,
-    collections: Vec<CatalogEntry>,
+    collections: Arc<Vec<CatalogEntry>>,
     losses: Vec<model::Loss>,
     selection: Selection,
     layers: Arc<Vec<LoadedLayer>>,
@@ -113,12 +115,15 @@ async fn resolve(
     let mut layers = Vec::new();
     for (number, reference) in point.manifest.layers.iter().enumerate() {
         let layer = objects.layer(&reference.object).await?;
-        layers.push(LoadedLayer { number, reference: reference.clone(), layer });
+        let segments = layer.segments.iter().cloned().map(Arc::new).collect();
+        layers.push(LoadedLayer { number, reference: reference.clone(), layer, segments });
     }
     let layers = Arc::new(layers);
     Ok(State {
         point: point.clone(),
-        collections: catalog.collections.into_iter().filter(|c| selection.takes(&c.info.name)).collect(),
+        collections: Arc::new(
+            catalog.collections.into_iter().filter(|c| selection.takes(&c.info.name)).collect(),
+        ),
         losses: catalog.losses,
         selection: selection.clone(),
         segments: Arc::new(Segments::new(objects.clone())),
@@ -258,18 +263,12 @@ impl State {
     /// Where the frames of a collection and kind space are in a layer, in order.
     fn frames_of(&self, layer: usize, id: &CollectionId, space: &str) -> Vec<FramePlace> {
         let Some(loaded) = self.layers.get(layer) else { return Vec::new() };
-        let mut segments: HashMap<u32, Arc<SegmentEntry>> = HashMap::new();
         loaded
             .layer
             .timed_frames_of(id, space)
             .into_iter()
             .map(|(segment, frame, read)| {
-                let entry = segments
-                    .entry(segment)
-                    .or_insert_with(|| {
-                        Arc::new(loaded.layer.segments.get(segment as usize).cloned().unwrap_or_else(no_segment))
-                    })
-                    .clone();
+                let entry = loaded.segments.get(segment as usize).cloned().unwrap_or_else(no_segment);
                 FramePlace { layer, entry, frame, read }
             })
             .collect()
@@ -310,8 +309,8 @@ impl State {
 }
 
 /// Stands for a segment that a layer's table lacks: reading it fails as damage.
-fn no_segment() -> SegmentEntry {
-    SegmentEntry { object: String::new(), size: 0, head: String::new(), frames: vec![], raw: 0, counts: vec![] }
+fn no_segment() -> Arc<SegmentEntry> {
+    Arc::new(SegmentEntry { object: String::new(), size: 0, head: String::new(), frames: vec![], raw: 0, counts: vec![] })
 }
 
 #[derive(Debug, Clone)]

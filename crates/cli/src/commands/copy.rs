@@ -1,0 +1,66 @@
+//! `rewound copy`
+
+use super::restore::{Way, restore};
+use super::written;
+use crate::args::WriteArgs;
+use crate::context::{Context, Failed, OrUsage, Outcome};
+use model::Error;
+use rewound::choose::PointChoice;
+use rewound::copy::Copy;
+use rewound::exit::Exit;
+use rewound::registry;
+use serde_json::json;
+
+/// From where, where to, and how.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to copy: folder:PATH, or a vault (its newest point)
+    source: String,
+    /// Where to: folder:PATH
+    target: String,
+    #[command(flatten)]
+    write: WriteArgs,
+    /// Leave bad input out and list it (exit 3), instead of refusing everything
+    #[arg(long)]
+    skip_bad: bool,
+}
+
+/// Copies.
+pub async fn run(args: Args, context: &Context) -> Outcome {
+    if registry::is_vault(&args.target) {
+        return Err(Failed::Usage(
+            Error::input(format!("{} is a vault", registry::without_secret(&args.target)))
+                .hint("use `rewound backup SOURCE --to VAULT`"),
+        ));
+    }
+    let target = registry::target(&args.target).or_usage()?;
+    let options = args.write.options(args.skip_bad).or_usage()?;
+    if registry::is_vault(&args.source) {
+        let way = Way { into: &args.target, dry_run: args.write.dry_run, consent: args.write.consent() };
+        return restore(context, "copy", &args.source, &PointChoice::default(), options, way).await;
+    }
+    let source = registry::source(&args.source).or_usage()?;
+    let copy = Copy::prepare(&context.job, source, target, options).await?;
+    let ui = &context.ui;
+    if args.write.dry_run {
+        ui.finish();
+        written::show_plan(ui, &copy.plan, &copy.collections, &copy.not_given);
+        ui.json(
+            "summary",
+            json!({
+                "command": "copy", "exit": 0, "target": args.target, "dry_run": true,
+                "collections": copy.collections.len(), "losses": copy.plan.losses.len(),
+            }),
+        );
+        return Ok(Exit::Done);
+    }
+    let report = copy.run(&context.job, args.write.consent()).await?;
+    ui.finish();
+    for skipped in &report.skipped {
+        ui.line(format!("left out: {}: {}", skipped.what, skipped.why));
+        ui.json("skipped", skipped);
+    }
+    let part = if report.skipped.is_empty() { Exit::Done } else { Exit::Part };
+    let more = json!({ "source": report.source, "skipped": report.skipped.len() });
+    Ok(written::show(ui, "copy", &args.target, &report.written, more, part))
+}

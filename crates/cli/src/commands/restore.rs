@@ -1,0 +1,89 @@
+//! `rewound restore`
+
+use super::written;
+use crate::args::WriteArgs;
+use crate::context::{Context, OrUsage, Outcome};
+use crate::ui::format::time;
+use model::RestoreOptions;
+use rewound::choose::PointChoice;
+use rewound::exit::Exit;
+use rewound::registry;
+use rewound::restore::{Consent, Restore};
+use rewound::time::At;
+use serde_json::json;
+
+/// From where, where to, which point, and how.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The vault
+    vault: String,
+    /// Where to: folder:PATH
+    #[arg(long, value_name = "TARGET")]
+    into: String,
+    /// The last point at or before this time: '2026-11-20 09:03', 'yesterday 14:00', '2h ago', RFC 3339
+    #[arg(long, value_name = "TIME", conflicts_with = "point")]
+    at: Option<String>,
+    /// This point: the beginning of its id is enough
+    #[arg(long, value_name = "ID")]
+    point: Option<String>,
+    /// The source, where the vault holds several
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    #[command(flatten)]
+    write: WriteArgs,
+}
+
+/// Restores.
+pub async fn run(args: Args, context: &Context) -> Outcome {
+    registry::target(&args.into).or_usage()?;
+    let at = args.at.as_deref().map(|text| At::parse(text, &jiff::Zoned::now())).transpose().or_usage()?;
+    if let Some(at) = &at {
+        context.ui.note(format!("--at means {}", at.in_full()));
+    }
+    let choice = PointChoice { source: args.source, point: args.point, at };
+    let options = args.write.options(false).or_usage()?;
+    let way = Way { into: &args.into, dry_run: args.write.dry_run, consent: args.write.consent() };
+    restore(context, "restore", &args.vault, &choice, options, way).await
+}
+
+/// Where to, and whether really.
+pub struct Way<'a> {
+    /// The target.
+    pub into: &'a str,
+    /// Only show what would be done.
+    pub dry_run: bool,
+    /// What the user accepts.
+    pub consent: Consent,
+}
+
+/// Restores from a vault, for whichever command.
+pub async fn restore(
+    context: &Context,
+    command: &str,
+    vault: &str,
+    choice: &PointChoice,
+    options: RestoreOptions,
+    way: Way<'_>,
+) -> Outcome {
+    let target = registry::target(way.into).or_usage()?;
+    let vault = context.vault(vault).await?;
+    let restore = Restore::prepare(&context.job, &vault, target, choice, options).await?;
+    let (ui, point) = (&context.ui, restore.point.clone());
+    ui.line(format!("Point {} of {} ({})", point.id, time(point.millis), point.source));
+    ui.json("point", &point);
+    if way.dry_run {
+        ui.finish();
+        written::show_plan(ui, &restore.plan, &restore.collections, &restore.not_in_backup);
+        ui.json(
+            "summary",
+            json!({
+                "command": command, "exit": 0, "target": way.into, "dry_run": true, "point": point.id,
+                "collections": restore.collections.len(), "losses": restore.plan.losses.len(),
+            }),
+        );
+        return Ok(Exit::Done);
+    }
+    let report = restore.run(&context.job, way.consent).await?;
+    ui.finish();
+    Ok(written::show(ui, command, way.into, &report.written, json!({ "point": report.point.id }), Exit::Done))
+}

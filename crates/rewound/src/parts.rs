@@ -1,0 +1,49 @@
+//! What a plan comes to: parts, grouped by collection.
+
+use model::{CollectionInfo, Consistency, Error, Gap, Part, Plan, Position, Result, Skipped};
+use std::collections::HashMap;
+
+/// A scan, and the gap before it.
+pub(crate) struct Scan {
+    pub parts: Vec<Part>,
+    pub start: Option<Position>,
+    pub consistency: Consistency,
+    pub skipped: Vec<Skipped>,
+    pub gap: Option<Gap>,
+}
+
+impl Scan {
+    /// The scan that a plan is, or leads to.
+    pub fn of(mut plan: Plan) -> Result<Scan> {
+        let mut lost = None;
+        loop {
+            plan = match plan {
+                Plan::Scan { start, parts, consistency, skipped } => {
+                    return Ok(Scan { parts, start, consistency, skipped, gap: lost });
+                }
+                Plan::Gap { gap, then } => {
+                    lost = Some(gap);
+                    *then
+                }
+                Plan::Changes { .. } => {
+                    return Err(Error::unsupported("reading changes only is not part of this version of Rewound")
+                        .hint("pass --full to read everything"));
+                }
+            };
+        }
+    }
+}
+
+/// Parts grouped by collection, in the order in which the collections come first.
+pub(crate) fn by_collection(parts: Vec<Part>) -> Vec<(CollectionInfo, Vec<Part>)> {
+    let mut groups: Vec<(CollectionInfo, Vec<Part>)> = Vec::new();
+    let mut places = HashMap::new();
+    for part in parts {
+        let place = *places.entry(part.collection.id.clone()).or_insert_with(|| {
+            groups.push((part.collection.clone(), Vec::new()));
+            groups.len() - 1
+        });
+        groups[place].1.push(part);
+    }
+    groups
+}

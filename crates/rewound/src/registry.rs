@@ -1,0 +1,192 @@
+//! What a URL means: the one table of engines, and how vaults are opened.
+
+use model::{Error, ErrorKind, Result, Sink, Source};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use vault::{Access, Protection, Vault};
+
+/// An engine as the registry knows it.
+struct Entry {
+    /// What URLs begin with, up to the first `:`.
+    scheme: &'static str,
+    /// What such a URL looks like.
+    example: &'static str,
+    /// Makes the source from what follows the scheme.
+    source: fn(&str) -> Result<Arc<dyn Source>>,
+    /// Makes the target from what follows the scheme.
+    target: fn(&str) -> Result<Target>,
+}
+
+/// All engines. To add one, add its line.
+const ENGINES: &[Entry] = &[Entry {
+    scheme: "folder",
+    example: "folder:PATH",
+    source: |path| Ok(Arc::new(folder::FolderSource::new(path))),
+    target: |path| {
+        Ok(Target {
+            sink: Arc::new(folder::FolderSink::new(path)),
+            source: Arc::new(folder::FolderSource::new(path)),
+            folder: Some(PathBuf::from(path)),
+        })
+    },
+}];
+
+/// Schemes of vaults at a remote place; everything without a scheme is a path.
+const VAULT_SCHEMES: &[&str] = &["s3"];
+
+/// Engines that are planned: named, so that the error can say that they do not work yet.
+const PLANNED: &[&str] = &["mongodb", "mongodb+srv", "couchdb", "ravendb", "rethinkdb", "rxdb"];
+
+/// Where a restore goes to.
+#[derive(Clone)]
+pub struct Target {
+    /// What writes.
+    pub sink: Arc<dyn Sink>,
+    /// The same place as a source: reads back what was written.
+    pub source: Arc<dyn Source>,
+    /// The local folder that is written to, if it is one: its free space can be known.
+    pub folder: Option<PathBuf>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+/// The source that a URL means.
+pub fn source(url: &str) -> Result<Arc<dyn Source>> {
+    let (entry, rest) = engine(url, "SOURCE")?;
+    (entry.source)(rest)
+}
+
+/// The target that a URL means.
+pub fn target(url: &str) -> Result<Target> {
+    let (entry, rest) = engine(url, "TARGET")?;
+    (entry.target)(rest)
+}
+
+/// Whether a URL or path means a vault: by its scheme, or because there is one.
+pub fn is_vault(url: &str) -> bool {
+    match scheme(url) {
+        Some("file") => true,
+        Some(scheme) => VAULT_SCHEMES.contains(&scheme),
+        None => Path::new(url).join("vault.json").is_file(),
+    }
+}
+
+/// Opens the vault at a path or URL.
+pub async fn open_vault(url: &str, access: Access) -> Result<Vault> {
+    Vault::open(storage(url).await?, access).await
+}
+
+/// Makes a vault at a path or URL.
+pub async fn init_vault(url: &str, protection: Protection, access: Access) -> Result<Vault> {
+    Vault::init(storage(url).await?, protection, access).await
+}
+
+async fn storage(url: &str) -> Result<Arc<dyn vault::storage::Storage>> {
+    if let Some(scheme) = scheme(url)
+        && (ENGINES.iter().any(|e| e.scheme == scheme) || PLANNED.contains(&bare(scheme)))
+    {
+        return Err(Error::input(format!("{} is a database or folder of documents, not a vault", without_secret(url)))
+            .hint("a VAULT is a path, or s3://BUCKET/PREFIX"));
+    }
+    vault::storage::open(url).await
+}
+
+fn engine<'a>(url: &'a str, what: &str) -> Result<(&'static Entry, &'a str)> {
+    let works = || ENGINES.iter().map(|e| e.example).collect::<Vec<_>>().join(", ");
+    let shown = without_secret(url);
+    let Some(scheme) = scheme(url) else {
+        let error = Error::input(format!("{shown} does not say what it is"));
+        return Err(error.hint(match url.is_empty() {
+            true => format!("write the {what} as {}", works()),
+            false => format!("write folder:{shown} if it is a folder of JSON documents; what works: {}", works()),
+        }));
+    };
+    let rest = url[scheme.len() + 1..].trim_start_matches("//");
+    let rest = if scheme == "folder" { &url[scheme.len() + 1..] } else { rest };
+    if let Some(entry) = ENGINES.iter().find(|e| e.scheme == scheme) {
+        if rest.is_empty() {
+            return Err(Error::input(format!("{shown} names no place")).hint(format!("write it as {}", entry.example)));
+        }
+        return Ok((entry, rest));
+    }
+    let planned = PLANNED.contains(&bare(scheme));
+    let text = match planned {
+        true => format!("{scheme} is not supported by this version of Rewound"),
+        false => format!("{scheme} is no engine that Rewound knows"),
+    };
+    Err(Error::new(if planned { ErrorKind::Unsupported } else { ErrorKind::Input }, text)
+        .hint(format!("what works as {what}: {}", works())))
+}
+
+/// `couchdb` of `couchdb+https`; `mongodb+srv` stays, as it is planned by that name.
+fn bare(scheme: &str) -> &str {
+    scheme.strip_suffix("+https").or_else(|| scheme.strip_suffix("+http")).unwrap_or(scheme)
+}
+
+/// The scheme of a URL. One letter is a drive, not a scheme.
+fn scheme(url: &str) -> Option<&str> {
+    let (scheme, _) = url.split_once(':')?;
+    let is_one = scheme.len() > 1
+        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    is_one.then_some(scheme)
+}
+
+/// A URL for people: the password between `user:` and `@` taken out.
+pub fn without_secret(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find('/').unwrap_or(rest.len());
+    let Some(at) = rest[..end].rfind('@') else { return url.to_owned() };
+    match rest[..at].split_once(':') {
+        Some((user, _)) => format!("{scheme}://{user}:***{}", &rest[at..]),
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn urls_find_their_engine() {
+        assert_eq!(engine("folder:/a/b", "SOURCE").unwrap().1, "/a/b");
+        assert_eq!(engine("folder:a:b", "SOURCE").unwrap().1, "a:b");
+        assert!(source("folder:x").is_ok());
+        for (url, kind, text) in [
+            ("/a/b", ErrorKind::Input, "does not say what it is"),
+            ("folder:", ErrorKind::Input, "names no place"),
+            ("mongodb://h/d", ErrorKind::Unsupported, "not supported by this version"),
+            ("couchdb+https://h/d", ErrorKind::Unsupported, "not supported by this version"),
+            ("oracle://h", ErrorKind::Input, "no engine that Rewound knows"),
+        ] {
+            let error = source(url).map(drop).unwrap_err();
+            assert_eq!(error.kind(), kind, "{url}");
+            assert!(error.to_string().contains(text), "{url}: {error}");
+            assert!(error.hint_text().unwrap().contains("folder:"), "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_is_no_vault() {
+        assert!(storage("folder:x").await.unwrap_err().hint_text().unwrap().contains("s3://"));
+        assert!(storage("mongodb://h").await.is_err());
+        assert!(!is_vault("folder:x"));
+        assert!(is_vault("s3://bucket/prefix"));
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_secret("mongodb://u:secret@h:1/d"), "mongodb://u:***@h:1/d");
+        assert_eq!(without_secret("mongodb://u:p@ss@h/d"), "mongodb://u:***@h/d");
+        assert_eq!(without_secret("mongodb://u@h/d"), "mongodb://u@h/d");
+        assert_eq!(without_secret("/a:b@c"), "/a:b@c");
+        let error = source("oracle://u:secret@h").map(drop).unwrap_err();
+        assert!(!format!("{error:?}").contains("secret"));
+    }
+}
