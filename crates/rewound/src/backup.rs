@@ -127,7 +127,6 @@ impl Backup<'_> {
         }
         let scan = self.plan(selection).await?;
         self.check_room(&scan.parts).await?;
-        let time = EngineTime::wall(self.job.seams.clock.now_millis());
         let sum = |of: fn(&Part) -> Option<u64>| scan.parts.iter().map(of).sum::<Option<u64>>();
         self.job.phase(Doing::Reading, sum(|p| p.documents), sum(|p| p.bytes));
         for (_, parts) in by_collection(scan.parts) {
@@ -136,6 +135,8 @@ impl Backup<'_> {
         let read = self.job.progress();
         self.job.phase(Doing::Committing, None, None);
         self.job.rewind(read);
+        // What was read is true at the latest moment at which something was read.
+        let time = EngineTime::wall(self.job.seams.clock.now_millis());
         let details = PointDetails {
             time,
             consistency: scan.consistency,
