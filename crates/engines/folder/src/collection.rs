@@ -30,6 +30,8 @@ pub(crate) struct Collection {
     planned: PlannedCollection,
     place: Placement,
     folder: PathBuf,
+    /// Where its attachments are: in its folder, or in one beside its file.
+    attached: PathBuf,
     temporary: Arc<Temporary>,
     merging: bool,
     file: Mutex<Option<OneFile>>,
@@ -57,6 +59,7 @@ impl Collection {
         ignores_case: bool,
     ) -> Result<Collection> {
         let folder = root.join(&place.entry);
+        let attached = place.beside().map_or_else(|| folder.clone(), |beside| root.join(beside));
         let file = OneFile::start(&temporary, root, &folder, &place.layout)?;
         if place.layout == Layout::Files {
             writer::make_folder(&folder)?;
@@ -66,6 +69,7 @@ impl Collection {
             planned,
             place,
             folder,
+            attached,
             temporary,
             merging,
             file: Mutex::new(file),
@@ -208,10 +212,6 @@ impl Collection {
 
     /// Writes attachments.
     pub async fn write_attachments(self: &Arc<Self>, batch: &Batch, store: &dyn AttachmentStore) -> Result<()> {
-        if self.place.layout != Layout::Files {
-            let text = format!("{} lies in one file and cannot have attachments", self.place.entry);
-            return Err(Error::unsupported(text));
-        }
         for (i, content) in batch.attachments.iter().enumerate() {
             let (this, key, body) = (self.clone(), batch.key_of(i).to_vec(), batch.body_of(i).to_vec());
             let length = content.length;
@@ -230,7 +230,10 @@ impl Collection {
         let slash = slash_of(key, body);
         let (document, name) = slash.map_or((key, &b""[..]), |at| (&key[..at], &key[at + 1..]));
         let stem = self.stem(document, ATTACHMENTS.len())?;
-        let mut folder = attachments_path(&self.folder, &stem)?;
+        if self.attached != self.folder {
+            writer::make_folder(&self.attached)?;
+        }
+        let mut folder = attachments_path(&self.attached, &stem)?;
         writer::make_folder(&folder)?;
         if self.place.naming == Naming::Encoded {
             let file = names::encode(name);
@@ -260,7 +263,7 @@ impl Collection {
         content: &AttachmentRef,
         store: &dyn AttachmentStore,
     ) -> Result<()> {
-        let temporary = self.temporary.path(path.parent().unwrap_or(&self.folder));
+        let temporary = self.temporary.path(path.parent().unwrap_or(&self.attached));
         let mut stream = store.open(content).await?;
         let mut gathered: Vec<Bytes> = Vec::new();
         let mut length = 0;

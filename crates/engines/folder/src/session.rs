@@ -107,6 +107,7 @@ impl Shared {
         let mut places = Vec::new();
         for planned in &plan.collections {
             let place = Placement::of(&self.prepared.engine, &planned.info, &planned.target)?;
+            places.extend(place.beside().map(|beside| (beside, planned.info.name.as_str())));
             places.push((place.entry, planned.info.name.as_str()));
         }
         target::refuse_collisions(places.iter().map(|(entry, name)| (entry.as_str(), *name)), self.ignores_case)
@@ -154,6 +155,14 @@ impl Shared {
                     Err(e) => return Err(write_error(&path, e)),
                 }
             }
+            // The old folder beside a file is one of those that were just moved away.
+            if let Some(beside) = place.beside() {
+                let (from, to) = (self.root.join(&beside), self.target.join(&beside));
+                match fs::rename(&from, &to) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(write_error(&to, e)),
+                    _ => {}
+                }
+            }
         }
         Ok(())
     }
@@ -194,6 +203,10 @@ impl Shared {
                 let root = self.root.display();
                 e.hint(format!("what is not in its place is in {root}: new collections, and old ones in replaced"))
             })?;
+        }
+        if self.found == Found::Full {
+            remove_leftovers(&self.target, &self.root);
+            collections.iter().for_each(|c| remove_leftovers(&self.target.join(&c.place().entry), &self.root));
         }
         self.write_marker(&marker)?;
         if self.root != self.target {
@@ -244,7 +257,10 @@ impl Shared {
                 left.extend(collection.documents_left().map(|count| format!("{}: {count}", path.display())));
             } else {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                if removed.is_err_and(|e| e.kind() != std::io::ErrorKind::NotFound) {
+                let beside = collection.place().beside().map(|beside| self.root.join(beside));
+                let beside_removed = beside.map_or(Ok(()), fs::remove_dir_all);
+                let failed = |r: std::io::Result<()>| r.is_err_and(|e| e.kind() != std::io::ErrorKind::NotFound);
+                if failed(removed) | failed(beside_removed) {
                     left.push(format!("{}: what was written before", path.display()));
                 }
             }
@@ -258,6 +274,26 @@ impl Shared {
             folder = path.parent();
         }
         left
+    }
+}
+
+/// Removes what a restore that was killed left in a folder: files that were not complete, and new
+/// collections that did not come to their place. Old collections that it had moved away stay.
+fn remove_leftovers(folder: &Path, ours: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_run = |run: &str| run.len() == 12 && run.bytes().all(|b| b.is_ascii_hexdigit());
+        if name.starts_with(".rewound-tmp-") {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_file(&path);
+        } else if name.strip_prefix(".rewound-").is_some_and(is_run) && path != ours {
+            // Fails, and so keeps all of it, if an old collection is still in there.
+            let old = path.join("replaced");
+            if fs::symlink_metadata(&old).is_err() || fs::remove_dir(&old).is_ok() {
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
     }
 }
 

@@ -87,11 +87,13 @@ fn plan(path: &Path, what: &Description, options: &RestoreOptions) -> Result<Res
             let why = "files in a folder have no order; the documents themselves are exact".into();
             losses.push(Loss { what: format!("order of the documents of {}", info.name), why });
         }
-        places.push(place.entry);
+        if let Some(beside) = place.beside() {
+            places.push((beside, info.name.as_str()));
+        }
+        places.push((place.entry, info.name.as_str()));
         collections.push(PlannedCollection { info: info.clone(), target });
     }
-    let names = collections.iter().map(|c| c.info.name.as_str());
-    target::refuse_collisions(places.iter().map(String::as_str).zip(names), false)?;
+    target::refuse_collisions(places.iter().map(|(entry, name)| (entry.as_str(), *name)), false)?;
     Ok(RestorePlan { phases: phases(path, &found, options.if_exists, collections.len()), collections, losses })
 }
 

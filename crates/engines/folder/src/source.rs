@@ -8,8 +8,8 @@ use crate::walk;
 use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
-    AttachmentStore, Consistency, Description, Engine, Error, FeedKind, Part, Plan, Result, ScanStream, Selection,
-    Skipped, Source, SourceState,
+    AttachmentStore, Consistency, Description, Engine, Error, FeedKind, Loss, Part, Plan, Result, ScanStream,
+    Selection, Skipped, Source, SourceState,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,9 +24,9 @@ const WAITING: usize = 2;
 /// - `<collection>/<key>.json`: one document a file,
 /// - `<collection>.jsonl` or `.ndjson`: one document a line,
 /// - `<collection>.json`: one array of documents,
-/// - `<collection>/<key>.attachments/<name>`: attachments of a document.
+/// - `<collection>/<key>.attachments/<name>`: attachments of a document, wherever the document is.
 ///
-/// Hidden entries are not looked at. Anything else is refused, or left out with
+/// Hidden entries are not looked at; those at the top are named in the description. Anything else is refused, or left out with
 /// [`Selection::skip_bad`].
 #[derive(Debug, Clone)]
 pub struct FolderSource {
@@ -54,8 +54,8 @@ impl Source for FolderSource {
                 name,
                 version: "1".into(),
                 feed: FeedKind::LatestState,
-                collections: top.places.iter().map(walk::Place::info).collect(),
-                losses: Vec::new(),
+                collections: top.places.iter().filter(|p| !p.beside).map(walk::Place::info).collect(),
+                losses: hidden(&top.hidden),
             })
         })
         .await
@@ -89,7 +89,8 @@ fn plan(root: &std::path::Path, selection: Selection) -> Result<Plan> {
     for stray in top.strays.into_iter().filter(|stray| selection.takes(&stray.what)) {
         bad.push(stray.what, stray.why);
     }
-    let mut parts = Vec::with_capacity(places.len());
+    let mut parts: Vec<Part> = Vec::with_capacity(places.len());
+    let mut beside = Vec::new();
     let mut skipped = Vec::new();
     for (place, checked) in places.iter().zip(check::check_all(root, &places, &selection)?) {
         bad.append(checked.bad);
@@ -102,7 +103,8 @@ fn plan(root: &std::path::Path, selection: Selection) -> Result<Plan> {
             _ => Default::default(),
         };
         let token = Token { place: place.clone(), key, fingerprint: checked.fingerprint, selection: selection.clone() };
-        parts.push(Part {
+        let list = if place.beside { &mut beside } else { &mut parts };
+        list.push(Part {
             collection: checked.info,
             token: serde_json::to_string(&token).map_err(|e| Error::bug("a plan is no JSON").caused_by(e))?,
             documents: checked.documents,
@@ -118,7 +120,24 @@ fn plan(root: &std::path::Path, selection: Selection) -> Result<Plan> {
     }
     skipped.extend(bad.listed);
     parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
+    // Attachments beside a file come after its documents, as part of the same collection.
+    for mut part in beside {
+        if let Some(file) = parts.iter().find(|p| p.collection.id == part.collection.id) {
+            part.collection = file.collection.clone();
+        }
+        parts.push(part);
+    }
     Ok(Plan::Scan { start: None, parts, consistency: Consistency::PerDocument, skipped })
+}
+
+/// Says that hidden entries are left out, naming the first.
+fn hidden(names: &[String]) -> Vec<Loss> {
+    let Some(first) = names.first() else { return Vec::new() };
+    let what = match names.len() {
+        1 => first.clone(),
+        more => format!("{first} and {} more", more - 1),
+    };
+    vec![Loss { what, why: "hidden entries (names that begin with a dot) are not backed up".into() }]
 }
 
 fn refusal(bad: &BadPlaces) -> Error {

@@ -157,6 +157,13 @@ impl Placement {
         }
     }
 
+    /// The folder beside the collection's file that holds its attachments; none if the collection
+    /// is a folder itself.
+    pub fn beside(&self) -> Option<String> {
+        let of_file = || self.entry.rsplit_once('.').map(|(name, _)| name.to_owned());
+        if self.layout == Layout::Files { None } else { of_file() }
+    }
+
     /// The other places where the same collection could lie.
     pub fn others(&self, target: &str) -> Vec<String> {
         let mut all = vec![target.to_owned()];

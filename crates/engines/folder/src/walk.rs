@@ -33,6 +33,10 @@ pub(crate) struct Place {
     pub form: Option<Form>,
     /// Whether Rewound encoded the names in it.
     pub encoded: bool,
+    /// Whether it is a folder that holds nothing but attachments of a collection that lies in one
+    /// file beside it.
+    #[serde(default)]
+    pub beside: bool,
     /// The options it had in the engine it came from, if it is encoded.
     #[serde(skip)]
     options: serde_json::Value,
@@ -75,6 +79,8 @@ pub(crate) struct Top {
     pub places: Vec<Place>,
     /// What is none.
     pub strays: Vec<Stray>,
+    /// Hidden entries that are not Rewound's own.
+    pub hidden: Vec<String>,
 }
 
 /// The folder's real path, if it is one.
@@ -92,13 +98,23 @@ pub(crate) fn root(path: &Path) -> Result<PathBuf> {
 }
 
 /// Calls `each` with the name and type of every entry of a folder that is not hidden.
-fn entries(folder: &Path, mut each: impl FnMut(&[u8], FileType)) -> Result<()> {
+fn entries(folder: &Path, each: impl FnMut(&[u8], FileType)) -> Result<()> {
+    entries_and_hidden(folder, each, |_| ())
+}
+
+/// The same, and calls `hidden` with the names of those that are.
+fn entries_and_hidden(
+    folder: &Path,
+    mut each: impl FnMut(&[u8], FileType),
+    mut hidden: impl FnMut(&[u8]),
+) -> Result<()> {
     let fail = |e| Error::io(format!("listing {}", folder.display()), e);
     for entry in fs::read_dir(folder).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name();
-        if bytes_of(&name)[0] != b'.' {
-            each(bytes_of(&name), entry.file_type().map_err(fail)?);
+        match bytes_of(&name)[0] {
+            b'.' => hidden(bytes_of(&name)),
+            _ => each(bytes_of(&name), entry.file_type().map_err(fail)?),
         }
     }
     Ok(())
@@ -111,8 +127,9 @@ pub(crate) fn top(root: &Path) -> Result<Top> {
         Err(e) if e.kind() == model::ErrorKind::Input => None,
         Err(e) => return Err(e),
     };
-    let (mut places, mut strays) = (Vec::new(), Vec::new());
-    entries(root, |name, kind| {
+    let (mut places, mut strays, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
+    let is_ours = |name: &[u8]| name.starts_with(b".rewound-");
+    let each = |name: &[u8], kind| {
         if marker.is_some() && name == MARKER.as_bytes() {
             return;
         }
@@ -120,15 +137,32 @@ pub(crate) fn top(root: &Path) -> Result<Top> {
             Ok(place) => places.push(place),
             Err(why) => strays.push(Stray { what: show(name), why }),
         }
+    };
+    entries_and_hidden(root, each, |name| {
+        if !is_ours(name) {
+            hidden.push(show(name));
+        }
     })?;
+    hidden.sort();
     places.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.entry.cmp(&b.entry)));
     strays.sort_by(|a, b| a.what.cmp(&b.what));
-    if let Some(pair) = places.windows(2).find(|pair| pair[0].name == pair[1].name) {
+    for i in 1..places.len() {
+        let (before, after) = places.split_at_mut(i);
+        let (Some(one), Some(other)) = (before.last_mut(), after.first_mut()) else { continue };
+        if one.name != other.name || one.form.is_some() == other.form.is_some() {
+            continue;
+        }
+        let folder = if one.form.is_none() { one } else { other };
+        let listing = listing(root, folder)?;
+        folder.beside = listing.documents.len() == 0 && listing.attached.len() > 0;
+    }
+    let twice = |pair: &&[Place]| pair[0].name == pair[1].name && pair[0].beside == pair[1].beside;
+    if let Some(pair) = places.windows(2).find(twice) {
         let (name, a, b) = (show(pair[0].name.as_bytes()), &pair[0].entry, &pair[1].entry);
         return Err(Error::input(format!("the collection {name} is there twice: as {a} and as {b}"))
             .hint("rename or move away one of the two"));
     }
-    Ok(Top { places, strays })
+    Ok(Top { places, strays, hidden })
 }
 
 fn place(entry: &[u8], kind: FileType, marker: Option<&Marker>) -> Result<Place, &'static str> {
@@ -156,7 +190,7 @@ fn place(entry: &[u8], kind: FileType, marker: Option<&Marker>) -> Result<Place,
         .filter(|written| form.is_none() && written.names == Naming::Encoded);
     let name = written.map_or(name, |written| &written.collection).to_owned();
     let options = written.map(|written| written.options.clone()).unwrap_or_default();
-    Ok(Place { entry: entry.to_owned(), name, form, encoded: written.is_some(), options })
+    Ok(Place { entry: entry.to_owned(), name, form, encoded: written.is_some(), beside: false, options })
 }
 
 /// Many names in one buffer, as there can be millions.

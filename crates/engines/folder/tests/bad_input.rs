@@ -92,6 +92,13 @@ async fn one_collection_in_two_places_is_refused_whatever_the_user_says() {
         let error = FolderSource::new(dir.path()).plan(&skipping(), None).await.unwrap_err();
         assert!(error.to_string().starts_with("the collection a is there twice: as a"), "{error}");
     }
+    // Attachments may lie beside a file, documents may not.
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &[("a.json", b"[]"), ("a/x.attachments/y", b"1")]);
+    FolderSource::new(dir.path()).plan(&Selection::default(), None).await.unwrap();
+    write(dir.path(), &[("a/x.json", b"1")]);
+    let error = FolderSource::new(dir.path()).plan(&skipping(), None).await.unwrap_err();
+    assert!(error.to_string().starts_with("the collection a is there twice"), "{error}");
 }
 
 #[tokio::test]

@@ -28,7 +28,13 @@ fn sample() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write(
         dir.path(),
-        &[("books/a.json", b"1"), ("books/a.attachments/x", b"x"), ("lines.jsonl", b"1\n2\n"), ("array.json", b"[]")],
+        &[
+            ("books/a.json", b"1"),
+            ("books/a.attachments/x", b"x"),
+            ("lines.jsonl", b"1\n2\n"),
+            ("lines/1.attachments/y", b"y"),
+            ("array.json", b"[]"),
+        ],
     );
     dir
 }
@@ -302,7 +308,7 @@ async fn the_marker_says_what_was_written() {
     let (from, dir) = (sample(), tempfile::tempdir().unwrap());
     let to = dir.path().join("to");
     let report = copy(from.path(), &to).await.unwrap();
-    assert_eq!((report.documents, report.attachments, report.bytes), (3, 1, 4));
+    assert_eq!((report.documents, report.attachments, report.bytes), (3, 2, 5));
     let marker: Value = serde_json::from_slice(&fs::read(to.join("rewound.json")).unwrap()).unwrap();
     assert_eq!(
         (&marker["rewound"], &marker["format"], &marker["engine"]),

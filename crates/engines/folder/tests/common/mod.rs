@@ -78,6 +78,9 @@ pub async fn described(from: &Path, selection: &Selection) -> Result<(Descriptio
     let mut description = source.describe().await?;
     let Plan::Scan { parts, skipped, .. } = source.plan(selection, None).await? else { panic!("a folder is scanned") };
     description.collections = parts.into_iter().map(|part| part.collection).collect();
+    // Attachments beside a file are a part of their own.
+    let mut seen = std::collections::HashSet::new();
+    description.collections.retain(|collection| seen.insert(collection.id.clone()));
     Ok((description, skipped))
 }
 
