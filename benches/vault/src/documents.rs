@@ -215,7 +215,8 @@ struct Words(Vec<String>);
 impl Words {
     fn new() -> Self {
         let mut dice = Dice::new(7, 7);
-        let syllables = ["ba", "ne", "ri", "to", "lu", "mar", "sen", "vik", "ol", "an", "der", "is", "qua", "th", "e", "un"];
+        let syllables =
+            ["ba", "ne", "ri", "to", "lu", "mar", "sen", "vik", "ol", "an", "der", "is", "qua", "th", "e", "un"];
         let word = |dice: &mut Dice| {
             let count = 1 + dice.below(3);
             (0..=count).map(|_| syllables[dice.below(16) as usize]).collect()

@@ -59,6 +59,7 @@ async fn main() -> ExitCode {
 async fn run(command: &str, arguments: Arguments) -> Result<Value> {
     match command {
         "file" => stream::file(&arguments),
+        "compress" => stream::compress(&arguments),
         "write" => stream::write(&arguments).await,
         "read" => stream::read(&arguments).await,
         "increments" => increments::run(&arguments).await,
@@ -66,6 +67,8 @@ async fn run(command: &str, arguments: Arguments) -> Result<Value> {
         "many-make" => many::make(&arguments).await,
         "many-points" => many::points(&arguments).await,
         "many-verify" => many::verify(&arguments).await,
-        _ => Err(Error::input("commands: file, write, read, increments, find, many-make, many-points, many-verify")),
+        _ => Err(Error::input(
+            "commands: file, compress, write, read, increments, find, many-make, many-points, many-verify",
+        )),
     }
 }

@@ -107,7 +107,9 @@ pub async fn points(arguments: &Arguments) -> Result<Value> {
         return Err(Error::corrupt(format!("{} points are broken", all.broken.len())));
     }
     let layers: usize = all.points.iter().map(|p| p.manifest.layers.len()).sum();
-    Ok(json!({"points": all.points.len(), "layers_named": layers, "cpu": watch.cpu(), "wall": watch.wall(), "peak": peak()}))
+    Ok(
+        json!({"points": all.points.len(), "layers_named": layers, "cpu": watch.cpu(), "wall": watch.wall(), "peak": peak()}),
+    )
 }
 
 /// Checks all stored bytes and references.
@@ -118,5 +120,7 @@ pub async fn verify(arguments: &Arguments) -> Result<Value> {
     if !report.damages.is_empty() || !report.checked_references {
         return Err(Error::corrupt(format!("{} objects are damaged", report.damages.len())));
     }
-    Ok(json!({"objects": report.objects, "points": report.points, "cpu": watch.cpu(), "wall": watch.wall(), "peak": peak()}))
+    Ok(
+        json!({"objects": report.objects, "points": report.points, "cpu": watch.cpu(), "wall": watch.wall(), "peak": peak()}),
+    )
 }

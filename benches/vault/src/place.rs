@@ -37,7 +37,8 @@ impl Place {
     pub fn make_identity(&self) -> Result<Identity> {
         let identity = Identity::generate();
         std::fs::create_dir_all(&self.0).map_err(|e| Error::io("making the folder", e))?;
-        std::fs::write(self.identity_file(), identity.secret_text()).map_err(|e| Error::io("keeping the identity", e))?;
+        std::fs::write(self.identity_file(), identity.secret_text())
+            .map_err(|e| Error::io("keeping the identity", e))?;
         Ok(identity)
     }
 

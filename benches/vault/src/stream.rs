@@ -1,9 +1,9 @@
 //! One large backup written and read back.
 
+use crate::Arguments;
 use crate::documents::batches;
 use crate::machine::{Watch, peak};
 use crate::place::{Place, backup, documents_in};
-use crate::Arguments;
 use futures::TryStreamExt;
 use model::{Error, Result, Selection};
 use serde_json::{Value, json};
@@ -22,6 +22,21 @@ pub fn file(arguments: &Arguments) -> Result<Value> {
     }
     out.flush().map_err(failed)?;
     Ok(json!({"raw": raw}))
+}
+
+/// Only compresses the documents, from memory to nowhere, as one zstd stream.
+pub fn compress(arguments: &Arguments) -> Result<Value> {
+    let form = arguments.form()?;
+    let ready: Vec<_> = batches(form, 0..documents_in(form, arguments.number("bytes")?), |_| 0).collect();
+    let watch = Watch::start();
+    let failed = |e| Error::io("compressing", e);
+    let mut encoder = zstd::stream::write::Encoder::new(std::io::sink(), 1).map_err(failed)?;
+    encoder.include_checksum(true).map_err(failed)?;
+    for batch in &ready {
+        encoder.write_all(&batch.body).map_err(failed)?;
+    }
+    encoder.finish().map_err(failed)?;
+    Ok(json!({"cpu": watch.cpu(), "wall": watch.wall()}))
 }
 
 /// A first backup into a new vault. With `memory=yes` all documents are made before the clock
@@ -68,5 +83,7 @@ pub async fn read(arguments: &Arguments) -> Result<Value> {
             return Err(Error::corrupt("what was read has another digest than what was written"));
         }
     }
-    Ok(json!({"cpu": watch.cpu(), "wall": watch.wall(), "raw": raw, "layers": point.manifest.layers.len(), "peak": peak()}))
+    Ok(
+        json!({"cpu": watch.cpu(), "wall": watch.wall(), "raw": raw, "layers": point.manifest.layers.len(), "peak": peak()}),
+    )
 }

@@ -44,7 +44,9 @@ impl FilterBuilder {
     }
 
     pub fn is_full(&self) -> bool {
-        self.segments.len() >= FILTER_SEGMENTS || self.entries.len() >= FILTER_KEYS || self.frames >= 1 << (FRAME_BITS - 1)
+        self.segments.len() >= FILTER_SEGMENTS
+            || self.entries.len() >= FILTER_KEYS
+            || self.frames >= 1 << (FRAME_BITS - 1)
     }
 
     pub fn is_empty(&self) -> bool {

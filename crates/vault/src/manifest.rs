@@ -4,6 +4,7 @@ use crate::hash::Digest;
 use crate::segment::SegmentEntry;
 use model::{CollectionId, CollectionInfo, Consistency, Engine, EngineTime, FeedKind, Gap, Loss, Position, Skipped};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What the signature of a point is bound to.
 pub(crate) const POINT_CONTEXT: &str = "rewound format 1 point";
@@ -37,7 +38,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
     /// Layers, oldest first.
-    pub layers: Vec<LayerRef>,
+    pub layers: Vec<Arc<LayerRef>>,
     /// The collections, here if they are few.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog: Option<Catalog>,

@@ -1,6 +1,6 @@
 //! Points: listing and reading them.
 
-use crate::manifest::{Catalog, Manifest, POINT_CONTEXT};
+use crate::manifest::{Catalog, LayerRef, Manifest, POINT_CONTEXT};
 use crate::name::{HISTORY, PointName};
 use crate::objects::blocking;
 use crate::signed;
@@ -8,7 +8,7 @@ use crate::vault::Inner;
 use ed25519_dalek::VerifyingKey;
 use futures::StreamExt;
 use model::{Error, Result, ResultExt};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -109,6 +109,8 @@ pub(crate) async fn read_all(vault: &Arc<Inner>) -> Result<Points> {
     vault.objects()?;
     let names = list(vault).await?;
     let mut all = Points::default();
+    // Points share most of their layers: each is kept once.
+    let mut layers: HashMap<String, Arc<LayerRef>> = HashMap::new();
     let mut reading = futures::stream::iter(names)
         .map(|name| {
             let vault = vault.clone();
@@ -117,7 +119,15 @@ pub(crate) async fn read_all(vault: &Arc<Inner>) -> Result<Points> {
         .buffered(16);
     while let Some((result, name)) = reading.next().await {
         match result {
-            Ok(manifest) => all.points.push(Point { name, manifest }),
+            Ok(mut manifest) => {
+                for layer in &mut manifest.layers {
+                    match layers.get(&layer.object) {
+                        Some(known) if known == layer => *layer = known.clone(),
+                        _ => drop(layers.insert(layer.object.clone(), layer.clone())),
+                    }
+                }
+                all.points.push(Point { name, manifest });
+            }
             Err(error) if is_about_the_point(&error) => {
                 all.broken.push(BrokenPoint { path: name.to_string(), error });
             }

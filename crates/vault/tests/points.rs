@@ -247,7 +247,10 @@ async fn many_tiny_collections_share_few_objects() {
     let keys = Keys::new(5);
     let storage = memory(&keys);
     let vault = init(storage.clone(), &keys, false).await.unwrap();
-    let one = |i: usize| Model { documents: vec![(b"k".to_vec(), format!("{{\"i\":{i}}}").into_bytes())], ..Model::default() };
+    let one = |i: usize| Model {
+        documents: vec![(b"k".to_vec(), format!("{{\"i\":{i}}}").into_bytes())],
+        ..Model::default()
+    };
     let mut world: World = (0..5_000).map(|i| (format!("collection-{i:06}"), one(i))).collect();
     let (name, _) = backup(&vault, "s", &world, 1, options()).await.unwrap();
     let objects: Vec<_> = storage.list("").await.unwrap().try_collect().await.unwrap();

@@ -7,92 +7,20 @@ use opendal::Operator;
 use opendal::services::S3;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use testkit::moto::Moto;
 use testkit::storage::conformance;
 use vault::storage::{Created, OpendalStorage, Storage, open};
 
 /// A URL that a process with an environment of its own opens.
 const OPEN: &str = "REWOUND_TEST_OPEN";
 
-/// The one server of all tests of this file: it lives as long as one of them does.
-static SERVER: Mutex<Weak<Moto>> = Mutex::new(Weak::new());
-
-struct Moto {
-    child: Child,
-    port: u16,
-    log: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Moto {
-    fn shared() -> Arc<Moto> {
-        let mut server = SERVER.lock().unwrap_or_else(|e| e.into_inner());
-        server.upgrade().unwrap_or_else(|| {
-            let started = Arc::new(Moto::start());
-            *server = Arc::downgrade(&started);
-            started
-        })
-    }
-
-    fn start() -> Moto {
-        let Some(program) = std::env::var_os("REWOUND_TEST_MOTO") else {
-            panic!("REWOUND_TEST_MOTO does not say where moto_server is: run ./dev/test, which installs and sets it");
-        };
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let child = Command::new(program)
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let moto = Moto { child, port, log, _folder: folder };
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(60), "moto_server does not start");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        moto
-    }
-
-    fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    fn make_bucket(&self, bucket: &str) {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        let host = format!("127.0.0.1:{}", self.port);
-        let request =
-            format!("PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    }
-
-    /// A storage in a new bucket.
-    fn storage(&self, bucket: &str) -> OpendalStorage {
-        self.make_bucket(bucket);
-        storage_at(&self.endpoint(), bucket)
-    }
-
-    /// What was asked of objects whose name has this part.
-    fn requests(&self, part: &str) -> Vec<String> {
-        let log = fs::read_to_string(&self.log).unwrap();
-        log.lines().filter(|l| l.contains(part)).map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A storage in a new bucket.
+fn new_storage(moto: &Moto, bucket: &str) -> OpendalStorage {
+    moto.make_bucket(bucket);
+    storage_at(&moto.endpoint(), bucket)
 }
 
 fn storage_at(endpoint: &str, bucket: &str) -> OpendalStorage {
@@ -112,13 +40,13 @@ fn storage_at(endpoint: &str, bucket: &str) -> OpendalStorage {
 #[tokio::test(flavor = "multi_thread")]
 async fn s3_conforms() {
     let moto = Moto::shared();
-    conformance(Arc::new(moto.storage("conformance"))).await;
+    conformance(Arc::new(new_storage(&moto, "conformance"))).await;
 }
 
 #[tokio::test]
 async fn s3_tells_what_is_there_already() {
     let moto = Moto::shared();
-    let storage = moto.storage("existing");
+    let storage = new_storage(&moto, "existing");
     assert_eq!(storage.create("a", Bytes::from_static(b"one")).await.unwrap(), Created::New);
     assert_eq!(storage.create("a", Bytes::from_static(b"two")).await.unwrap(), Created::Existed);
     assert_eq!(storage.read("a").await.unwrap(), "one");
@@ -127,7 +55,7 @@ async fn s3_tells_what_is_there_already() {
 #[tokio::test]
 async fn each_call_is_one_request() {
     let moto = Moto::shared();
-    let storage = moto.storage("counted");
+    let storage = new_storage(&moto, "counted");
     storage.create("written", Bytes::from(vec![1; 24 << 20])).await.unwrap();
     assert_eq!(moto.requests("counted/some/prefix/written").len(), 1, "{:?}", moto.requests("written"));
     storage.create("read", Bytes::from(vec![1; 1000])).await.unwrap();

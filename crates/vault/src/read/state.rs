@@ -26,7 +26,7 @@ const AHEAD: usize = 3;
 #[derive(Debug)]
 pub(crate) struct LoadedLayer {
     pub number: usize,
-    pub reference: LayerRef,
+    pub reference: Arc<LayerRef>,
     pub layer: Layer,
     /// The layer's segments, to be shared: a table of frames can be long.
     segments: Vec<Arc<SegmentEntry>>,
@@ -121,9 +121,7 @@ async fn resolve(
     let layers = Arc::new(layers);
     Ok(State {
         point: point.clone(),
-        collections: Arc::new(
-            catalog.collections.into_iter().filter(|c| selection.takes(&c.info.name)).collect(),
-        ),
+        collections: Arc::new(catalog.collections.into_iter().filter(|c| selection.takes(&c.info.name)).collect()),
         losses: catalog.losses,
         selection: selection.clone(),
         segments: Arc::new(Segments::new(objects.clone())),
@@ -310,7 +308,14 @@ impl State {
 
 /// Stands for a segment that a layer's table lacks: reading it fails as damage.
 fn no_segment() -> Arc<SegmentEntry> {
-    Arc::new(SegmentEntry { object: String::new(), size: 0, head: String::new(), frames: vec![], raw: 0, counts: vec![] })
+    Arc::new(SegmentEntry {
+        object: String::new(),
+        size: 0,
+        head: String::new(),
+        frames: vec![],
+        raw: 0,
+        counts: vec![],
+    })
 }
 
 #[derive(Debug, Clone)]

@@ -113,7 +113,7 @@ impl KnownSpace {
 /// An older layer, as far as comparing needs it.
 #[derive(Debug, Clone)]
 pub(crate) struct OldLayer {
-    pub reference: LayerRef,
+    pub reference: Arc<LayerRef>,
     pub layer: Arc<Layer>,
 }
 

@@ -508,9 +508,9 @@ impl Run {
         }
         self.store_filter(&mut state).await?;
         let contents = self.contents.finish().await?;
-        let mut layers: Vec<LayerRef> = self.base.iter().map(|l| l.reference.clone()).collect();
+        let mut layers: Vec<Arc<LayerRef>> = self.base.iter().map(|l| l.reference.clone()).collect();
         if let Some(layer) = self.store_layer(&mut state, contents, details.time).await? {
-            layers.push(layer);
+            layers.push(Arc::new(layer));
         }
         let manifest = self.manifest(state, layers, details).await?;
         // As at the start, just before the point: first the sign of life, then the look at what a
@@ -562,7 +562,7 @@ impl Run {
         }))
     }
 
-    async fn manifest(&self, state: State, layers: Vec<LayerRef>, details: PointDetails) -> Result<Manifest> {
+    async fn manifest(&self, state: State, layers: Vec<Arc<LayerRef>>, details: PointDetails) -> Result<Manifest> {
         let mut digest = Digest::default();
         let mut totals = Totals { changed: state.changed, deleted: state.deleted, ..Totals::default() };
         let mut collections = Vec::with_capacity(state.collections.len());
