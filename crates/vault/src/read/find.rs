@@ -54,8 +54,13 @@ impl Vault {
             }
         }
         if !known_somewhere {
+            let mut names = Vec::new();
+            if let Some(newest) = points.points.iter().rev().find(|p| source.is_none_or(|s| s == p.name.source)) {
+                let catalog = points::catalog(vault, &newest.manifest).await?;
+                names.extend(catalog.collections.into_iter().map(|c| c.info.name).take(20));
+            }
             return Err(Error::input(format!("no point of this vault has a collection {collection:?}"))
-                .hint("`rewound points VAULT --collections` lists what there is"));
+                .hint(format!("the newest point has: {}", names.join(", "))));
         }
         versions.sort_by_key(|v| std::cmp::Reverse(v.time));
         Ok(versions)
