@@ -137,3 +137,36 @@ async fn faults_are_errors_and_never_wrong_points() {
         check(&vault, &known, &world(2)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_stopped_at_every_operation_gives_nothing_wrong() {
+    for plain in [false, true] {
+        let keys = Keys::new(8);
+        let disk = SimDisk::new(keys.clock.clone());
+        let vault = init(disk.storage(), &keys, plain).await.unwrap();
+        backup(&vault, "s", &world(1), 1, options()).await.unwrap();
+        keys.clock.advance(1);
+        let (name, _) = backup(&vault, "s", &world(2), 2, options()).await.unwrap();
+        let before: Vec<_> = disk.names("").into_iter().map(|n| (disk.get(&n), n)).collect();
+        for stop in 0.. {
+            let dying = disk.faulty(Faults { seed: stop, stop_at: Some(stop), ..Faults::default() });
+            let restored = async {
+                let vault = Vault::open(dying.clone(), keys.reader()).await?;
+                let points = vault.points().await?;
+                let point = points.points.into_iter().find(|p| p.name == name);
+                restore(&vault, &point.ok_or_else(|| model::Error::missing("no point"))?).await
+            };
+            match restored.await {
+                Ok(restored) => assert!(same(&restored, &world(2)), "something wrong came out, stopped at {stop}"),
+                Err(e) => assert!(e.kind() != model::ErrorKind::Bug, "{e:?}"),
+            }
+            if dying.operation_count() <= stop {
+                assert!(stop > 8, "{stop}");
+                break;
+            }
+        }
+        // Reading changes nothing.
+        let after: Vec<_> = disk.names("").into_iter().map(|n| (disk.get(&n), n)).collect();
+        assert!(before == after);
+    }
+}
