@@ -149,7 +149,7 @@ struct Share {
 fn check_folder(root: &Path, place: &Place, selection: &Selection) -> Result<Checked> {
     let folder = root.join(&place.entry);
     let listing = walk::listing(root, place)?;
-    let keys = Keys::of(&folder, place.encoded)?;
+    let keys = place.keys(&folder)?;
     let of_documents = listing.documents.len().div_ceil(SHARE);
     let attached = if selection.no_attachments { 0 } else { listing.attached.len() };
     let shares = on_all_cores(of_documents + attached.div_ceil(SHARE), |i| match i.checked_sub(of_documents) {

@@ -18,7 +18,7 @@ use std::fs::{self, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::AsyncWriteExt;
 
@@ -32,6 +32,12 @@ pub(crate) struct Collection {
     folder: PathBuf,
     /// Where its attachments are: in its folder, or in one beside its file.
     attached: PathBuf,
+    /// Whether the folder beside its file was made by this restore.
+    made_beside: AtomicBool,
+    /// The other collection that has the place of the folder beside its file.
+    beside_of: Option<String>,
+    /// Names of documents with attachments beside its file that are not keys as they are.
+    encoded: Mutex<HashSet<String>>,
     temporary: Arc<Temporary>,
     merging: bool,
     file: Mutex<Option<OneFile>>,
@@ -57,6 +63,7 @@ impl Collection {
         temporary: Arc<Temporary>,
         merging: bool,
         ignores_case: bool,
+        beside_of: Option<String>,
     ) -> Result<Collection> {
         let folder = root.join(&place.entry);
         let attached = place.beside().map_or_else(|| folder.clone(), |beside| root.join(beside));
@@ -70,6 +77,9 @@ impl Collection {
             place,
             folder,
             attached,
+            made_beside: AtomicBool::new(false),
+            beside_of,
+            encoded: Mutex::default(),
             temporary,
             merging,
             file: Mutex::new(file),
@@ -110,6 +120,11 @@ impl Collection {
         if let Some(file) = locked(&self.file).take() {
             file.give_up();
         }
+    }
+
+    /// Removes the folder of attachments beside its file, if this restore made it.
+    pub fn remove_beside(&self) -> std::io::Result<()> {
+        if self.made_beside.load(Ordering::Relaxed) { fs::remove_dir_all(&self.attached) } else { Ok(()) }
     }
 
     /// What is left of it in a folder that was there before, for people.
@@ -177,7 +192,12 @@ impl Collection {
     fn stem<'a>(&self, key: &'a [u8], ending: usize) -> Result<Cow<'a, [u8]>> {
         match self.place.naming {
             Naming::Verbatim => match names::check_verbatim(key, ending) {
+                Ok(()) if std::str::from_utf8(key).is_ok_and(|key| locked(&self.encoded).contains(key)) => {
+                    Err(self.same_name(key))
+                }
                 Ok(()) => Ok(Cow::Borrowed(key)),
+                // In one file a key can be anything; only its attachments need a name.
+                Err(_) if self.is_beside() => Ok(Cow::Owned(self.encoded_beside(key)?.into_bytes())),
                 Err(why) => Err(self.unsafe_name("document", key, why)),
             },
             Naming::Encoded => {
@@ -188,6 +208,44 @@ impl Collection {
                 Ok(Cow::Owned(stem.into_bytes()))
             }
         }
+    }
+
+    fn is_beside(&self) -> bool {
+        self.attached != self.folder
+    }
+
+    /// The name for the attachments of a key that is no name itself; the key is kept beside it.
+    fn encoded_beside(&self, key: &[u8]) -> Result<String> {
+        let stem = names::encode(key);
+        let path = attachments_path(&self.attached, stem.as_bytes())?;
+        if locked(&self.encoded).insert(stem.clone()) && fs::symlink_metadata(path).is_ok() {
+            return Err(self.same_name(stem.as_bytes()));
+        }
+        self.make_beside()?;
+        self.keep_long_name(&self.attached, &stem, key, None)?;
+        Ok(stem)
+    }
+
+    /// Makes the folder beside its file.
+    fn make_beside(&self) -> Result<()> {
+        if let Some(other) = &self.beside_of {
+            let (name, place) = (self.target(), self.attached.display());
+            let text = format!("{place} is the place of {other}, and of the attachments of {name}");
+            return Err(Error::input(text).hint("give one of them another name with --rename OLD=NEW"));
+        }
+        if writer::make_folder(&self.attached)? {
+            self.made_beside.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn same_name(&self, stem: &[u8]) -> Error {
+        let stem = show(stem);
+        Error::unsupported(format!(
+            "attachments of two documents of {} would both be called {stem}{ATTACHMENTS}",
+            self.target()
+        ))
+        .hint("leave attachments out with --no-attachments, or restore into another engine")
     }
 
     fn unsafe_name(&self, what: &str, key: &[u8], why: &str) -> Error {
@@ -230,8 +288,8 @@ impl Collection {
         let slash = slash_of(key, body);
         let (document, name) = slash.map_or((key, &b""[..]), |at| (&key[..at], &key[at + 1..]));
         let stem = self.stem(document, ATTACHMENTS.len())?;
-        if self.attached != self.folder {
-            writer::make_folder(&self.attached)?;
+        if self.is_beside() {
+            self.make_beside()?;
         }
         let mut folder = attachments_path(&self.attached, &stem)?;
         writer::make_folder(&folder)?;
@@ -263,7 +321,8 @@ impl Collection {
         content: &AttachmentRef,
         store: &dyn AttachmentStore,
     ) -> Result<()> {
-        let temporary = self.temporary.path(path.parent().unwrap_or(&self.attached));
+        // Not beside the attachment: what a killed restore leaves is looked for here.
+        let temporary = self.temporary.path(&self.attached);
         let mut stream = store.open(content).await?;
         let mut gathered: Vec<Bytes> = Vec::new();
         let mut length = 0;

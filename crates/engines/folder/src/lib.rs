@@ -6,6 +6,7 @@ mod files;
 pub mod json;
 mod keys;
 mod layout;
+mod leftovers;
 mod marker;
 mod names;
 mod read;

@@ -94,7 +94,7 @@ impl Filling {
 fn read_documents(root: &Path, token: &Token, listing: &Listing, out: &Out) -> Result<u64> {
     let (place, selection) = (&token.place, &token.selection);
     let folder = root.join(&place.entry);
-    let keys = Keys::of(&folder, place.encoded)?;
+    let keys = place.keys(&folder)?;
     let collection = CollectionId::new(&place.name);
     let mut batch = Filling { collection, body: BytesMut::new(), keys: Vec::new(), docs: Vec::new() };
     let mut fingerprint = 0u64;
@@ -220,8 +220,8 @@ async fn read_attachments(
 ) -> Result<u64> {
     let place = &token.place;
     let folder = root.join(&place.entry);
-    let (at, encoded) = (folder.clone(), place.encoded);
-    let keys = blocking(move || Keys::of(&at, encoded)).await?;
+    let (at, of, encoded) = (folder.clone(), place.clone(), place.encoded);
+    let keys = blocking(move || of.keys(&at)).await?;
     let mut batch = BatchBuilder::new(CollectionId::new(&place.name), Kind::Attachment, Encoding::Json);
     let mut fingerprint = 0u64;
     for i in 0..listing.attached.len() {

@@ -2,6 +2,8 @@
 
 use crate::collection::Collection;
 use crate::files::blocking;
+use crate::layout::Layout;
+use crate::leftovers::{self, REPLACED, RUN};
 use crate::marker::{Marker, Written};
 use crate::names::MARKER;
 use crate::sink::{Prepared, marker_of};
@@ -16,6 +18,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 /// What all parts of a restore share.
 pub(crate) struct Session {
@@ -35,6 +38,9 @@ struct Shared {
     prepared: Prepared,
     temporary: Arc<Temporary>,
     ignores_case: bool,
+    started: SystemTime,
+    /// The other collections whose places are those of folders beside these collections' files.
+    beside_of: HashMap<CollectionId, String>,
     /// What the target said of itself before.
     before: Option<Marker>,
     collections: Mutex<HashMap<CollectionId, Arc<Collection>>>,
@@ -66,6 +72,8 @@ impl Session {
             prepared,
             temporary,
             ignores_case: false,
+            started: SystemTime::now(),
+            beside_of: HashMap::new(),
             before,
             collections: Mutex::default(),
         };
@@ -97,7 +105,7 @@ impl Session {
 impl Shared {
     fn make_ready(&mut self, plan: &RestorePlan, ignores_case: Option<bool>) -> Result<()> {
         if self.found == Found::Full && self.prepared.if_exists == IfExists::Replace {
-            self.root = self.target.join(format!(".rewound-{}", self.temporary.run()));
+            self.root = self.target.join(format!("{RUN}{}", self.temporary.run()));
             fs::create_dir(&self.root).map_err(|e| write_error(&self.root, e))?;
         }
         self.ignores_case = match ignores_case {
@@ -107,10 +115,19 @@ impl Shared {
         let mut places = Vec::new();
         for planned in &plan.collections {
             let place = Placement::of(&self.prepared.engine, &planned.info, &planned.target)?;
-            places.extend(place.beside().map(|beside| (beside, planned.info.name.as_str())));
-            places.push((place.entry, planned.info.name.as_str()));
+            places.push((place, &planned.info));
         }
-        target::refuse_collisions(places.iter().map(|(entry, name)| (entry.as_str(), *name)), self.ignores_case)
+        let entries = places.iter().map(|(place, info)| (place.entry.as_str(), info.name.as_str()));
+        let mut taken = target::refuse_collisions(entries, self.ignores_case)?;
+        // That is no harm as long as no attachments come.
+        for (place, info) in &places {
+            let Some(beside) = place.beside() else { continue };
+            let beside = if self.ignores_case { beside.to_lowercase() } else { beside };
+            if let Some(other) = taken.insert(beside, info.name.as_str()) {
+                self.beside_of.insert(info.id.clone(), other.to_owned());
+            }
+        }
+        Ok(())
     }
 
     fn merging(&self) -> bool {
@@ -132,28 +149,39 @@ impl Shared {
         }
         let id = planned.info.id.clone();
         let temporary = self.temporary.clone();
-        let collection = Collection::start(&self.root, planned, place, temporary, self.merging(), self.ignores_case)?;
+        let beside_of = self.beside_of.get(&id).cloned();
+        let (merging, ignores_case) = (self.merging(), self.ignores_case);
+        let collection = Collection::start(&self.root, planned, place, temporary, merging, ignores_case, beside_of)?;
         let collection = Arc::new(collection);
         all.insert(id, collection.clone());
         Ok(collection)
     }
 
+    /// Refuses to put a folder of attachments in the place of a file, which is something else.
+    fn check_beside(&self, collections: &[Arc<Collection>]) -> Result<()> {
+        for beside in collections.iter().filter_map(|collection| collection.place().beside()) {
+            let there = self.target.join(&beside);
+            let is_there = fs::symlink_metadata(&there).is_ok_and(|found| !found.is_dir());
+            if is_there && self.root != self.target && self.root.join(&beside).is_dir() {
+                return Err(Error::input(format!("{} is in the way: it is not a folder", there.display()))
+                    .hint("move it away, or choose another target"));
+            }
+        }
+        Ok(())
+    }
+
     /// Puts every collection in the place of the one of the same name.
     fn replace(&self, collections: &[Arc<Collection>]) -> Result<()> {
-        let old = self.root.join("replaced");
+        let old = self.root.join(REPLACED);
         fs::create_dir(&old).map_err(|e| write_error(&old, e))?;
         for collection in collections {
             let place = collection.place();
             let (from, to) = (self.root.join(&place.entry), self.target.join(&place.entry));
             let away = old.join(&place.entry);
             swap(&from, &to, &away).map_err(|e| write_error(&to, e))?;
-            for other in place.others(collection.target()) {
+            for other in place.others_in(&self.target, collection.target()) {
                 let path = self.target.join(&other);
-                match fs::rename(&path, old.join(&other)) {
-                    Ok(()) => {}
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(e) => return Err(write_error(&path, e)),
-                }
+                fs::rename(&path, old.join(&other)).map_err(|e| write_error(&path, e))?;
             }
             // The old folder beside a file is one of those that were just moved away.
             if let Some(beside) = place.beside() {
@@ -180,13 +208,18 @@ impl Shared {
         if let Some(before) = &self.before {
             marker.written = before.written.clone();
         }
+        self.check_beside(collections)?;
         for collection in collections {
-            let written = collection.finish()?;
+            let (target, written) = (collection.target(), collection.finish()?);
             report.documents += written.documents;
             report.attachments += written.attachments;
             report.bytes += collection.bytes();
-            for other in collection.place().others(collection.target()) {
-                marker.written.remove(&other);
+            for other in collection.place().others(target) {
+                // What only has the name of this collection's folder, or of its file, is another one.
+                let is_folder = |written: &Written| written.layout == Layout::Files.word();
+                if marker.written.get(&other).map(is_folder) == Some(other == target) {
+                    marker.written.remove(&other);
+                }
             }
             marker.written.insert(collection.place().entry.clone(), written);
         }
@@ -205,8 +238,11 @@ impl Shared {
             })?;
         }
         if self.found == Found::Full {
-            remove_leftovers(&self.target, &self.root);
-            collections.iter().for_each(|c| remove_leftovers(&self.target.join(&c.place().entry), &self.root));
+            let entries = collections.iter().map(|c| self.target.join(&c.place().entry));
+            let besides = collections.iter().filter_map(|c| c.place().beside()).map(|beside| self.target.join(beside));
+            for folder in [self.target.clone()].into_iter().chain(entries).chain(besides) {
+                leftovers::remove_temporary(&folder, self.started);
+            }
         }
         self.write_marker(&marker)?;
         if self.root != self.target {
@@ -253,16 +289,21 @@ impl Shared {
         }
         for collection in &collections {
             let path = self.root.join(&collection.place().entry);
+            let gone = |removed: std::io::Result<()>| match removed {
+                Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+                Ok(()) => true,
+            };
+            let beside_gone = gone(collection.remove_beside());
             if self.merging() {
                 left.extend(collection.documents_left().map(|count| format!("{}: {count}", path.display())));
             } else {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                let beside = collection.place().beside().map(|beside| self.root.join(beside));
-                let beside_removed = beside.map_or(Ok(()), fs::remove_dir_all);
-                let failed = |r: std::io::Result<()>| r.is_err_and(|e| e.kind() != std::io::ErrorKind::NotFound);
-                if failed(removed) | failed(beside_removed) {
+                if !gone(removed) {
                     left.push(format!("{}: what was written before", path.display()));
                 }
+            }
+            if !beside_gone {
+                left.push(format!("{}: attachments written beside it", path.display()));
             }
         }
         // From the target up to the first folder that was made; never one with something in it.
@@ -274,26 +315,6 @@ impl Shared {
             folder = path.parent();
         }
         left
-    }
-}
-
-/// Removes what a restore that was killed left in a folder: files that were not complete, and new
-/// collections that did not come to their place. Old collections that it had moved away stay.
-fn remove_leftovers(folder: &Path, ours: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_run = |run: &str| run.len() == 12 && run.bytes().all(|b| b.is_ascii_hexdigit());
-        if name.starts_with(".rewound-tmp-") {
-            // What cannot be removed is in nobody's way.
-            let _ = fs::remove_file(&path);
-        } else if name.strip_prefix(".rewound-").is_some_and(is_run) && path != ours {
-            // Fails, and so keeps all of it, if an old collection is still in there.
-            let old = path.join("replaced");
-            if fs::symlink_metadata(&old).is_err() || fs::remove_dir(&old).is_ok() {
-                let _ = fs::remove_dir_all(&path);
-            }
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::files::blocking;
 use crate::layout::Layout;
+use crate::leftovers;
 use crate::marker::Marker;
 use crate::session::Session;
 use crate::target::{self, Found, Placement};
@@ -87,9 +88,6 @@ fn plan(path: &Path, what: &Description, options: &RestoreOptions) -> Result<Res
             let why = "files in a folder have no order; the documents themselves are exact".into();
             losses.push(Loss { what: format!("order of the documents of {}", info.name), why });
         }
-        if let Some(beside) = place.beside() {
-            places.push((beside, info.name.as_str()));
-        }
         places.push((place.entry, info.name.as_str()));
         collections.push(PlannedCollection { info: info.clone(), target });
     }
@@ -98,6 +96,7 @@ fn plan(path: &Path, what: &Description, options: &RestoreOptions) -> Result<Res
 }
 
 fn phases(path: &Path, found: &Found, if_exists: IfExists, count: usize) -> Vec<String> {
+    let runs = leftovers::runs(path);
     let path = path.display();
     let collections = if count == 1 { "1 collection".to_owned() } else { format!("{count} collections") };
     let mut phases = Vec::new();
@@ -113,6 +112,10 @@ fn phases(path: &Path, found: &Found, if_exists: IfExists, count: usize) -> Vec<
         (Found::Full, IfExists::Replace) => {}
         (Found::Full, _) => phases.push(format!("write {collections} into what is in {path}")),
         _ => phases.push(format!("write {collections} to {path}")),
+    }
+    if !runs.is_empty() {
+        phases
+            .push(format!("leave alone what an interrupted restore left, to be removed by hand: {}", runs.join(", ")));
     }
     phases.push("make everything durable, then write rewound.json".into());
     phases

@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// Bad places that one error lists.
 const SHOWN: usize = 20;
+/// Hidden entries that a description names.
+const HIDDEN_SHOWN: usize = 5;
 /// Items that may wait for whoever reads.
 const WAITING: usize = 2;
 
@@ -26,8 +28,12 @@ const WAITING: usize = 2;
 /// - `<collection>.json`: one array of documents,
 /// - `<collection>/<key>.attachments/<name>`: attachments of a document, wherever the document is.
 ///
-/// Hidden entries are not looked at; those at the top are named in the description. Anything else is refused, or left out with
-/// [`Selection::skip_bad`].
+/// Attachments of documents that lie in one file are in a folder beside it that has the
+/// collection's name and holds nothing else.
+///
+/// Hidden entries (names that begin with a dot) are left out. Those at the top are named in the
+/// description; those inside collections are not, as a description does not list collections.
+/// Anything else is refused, or left out with [`Selection::skip_bad`].
 #[derive(Debug, Clone)]
 pub struct FolderSource {
     path: PathBuf,
@@ -84,7 +90,8 @@ impl Source for FolderSource {
 
 fn plan(root: &std::path::Path, selection: Selection) -> Result<Plan> {
     let top = walk::top(root)?;
-    let places: Vec<_> = top.places.into_iter().filter(|place| selection.takes(&place.name)).collect();
+    let wanted = |place: &walk::Place| selection.takes(&place.name) && !(place.beside && selection.no_attachments);
+    let places: Vec<_> = top.places.into_iter().filter(wanted).collect();
     let mut bad = BadPlaces::default();
     for stray in top.strays.into_iter().filter(|stray| selection.takes(&stray.what)) {
         bad.push(stray.what, stray.why);
@@ -130,14 +137,16 @@ fn plan(root: &std::path::Path, selection: Selection) -> Result<Plan> {
     Ok(Plan::Scan { start: None, parts, consistency: Consistency::PerDocument, skipped })
 }
 
-/// Says that hidden entries are left out, naming the first.
+/// Says that hidden entries are left out, naming the first few.
 fn hidden(names: &[String]) -> Vec<Loss> {
-    let Some(first) = names.first() else { return Vec::new() };
-    let what = match names.len() {
-        1 => first.clone(),
-        more => format!("{first} and {} more", more - 1),
-    };
-    vec![Loss { what, why: "hidden entries (names that begin with a dot) are not backed up".into() }]
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let mut what = names[..names.len().min(HIDDEN_SHOWN)].join(", ");
+    if names.len() > HIDDEN_SHOWN {
+        what.push_str(&format!(", and {} more", names.len() - HIDDEN_SHOWN));
+    }
+    vec![Loss { what, why: "hidden entries are left out".into() }]
 }
 
 fn refusal(bad: &BadPlaces) -> Error {

@@ -1,6 +1,7 @@
 //! What a restore into a folder would meet, and where each collection would go.
 
 use crate::layout::{Layout, Spacing};
+use crate::leftovers;
 use crate::marker::{Marker, Naming};
 use crate::names::{self, MARKER, bytes_of, show};
 use crate::split::Form;
@@ -30,9 +31,12 @@ pub(crate) fn look(path: &Path, if_exists: IfExists) -> Result<Found> {
     let found = match fs::metadata(path) {
         Ok(found) if found.is_dir() => {
             let entries = list(path)?;
+            leftovers::refuse_replaced(path, &entries)?;
             match entries.is_empty() {
                 true => Found::Empty,
-                false if if_exists == IfExists::Fail => return Err(not_empty(path, entries)),
+                false if if_exists == IfExists::Fail => {
+                    return Err(leftovers::nothing_else(path, &entries).unwrap_or_else(|| not_empty(path, entries)));
+                }
                 false => Found::Full,
             }
         }
@@ -164,6 +168,17 @@ impl Placement {
         if self.layout == Layout::Files { None } else { of_file() }
     }
 
+    /// The other places in a folder where the same collection lies. A file that only has the name
+    /// of the collection's folder is another collection, as is a folder with the name of its file.
+    pub fn others_in(&self, root: &Path, target: &str) -> Vec<String> {
+        let mut all = self.others(target);
+        all.retain(|other| {
+            let there = fs::symlink_metadata(root.join(other));
+            there.is_ok_and(|found| if other == target { !found.is_file() } else { !found.is_dir() })
+        });
+        all
+    }
+
     /// The other places where the same collection could lie.
     pub fn others(&self, target: &str) -> Vec<String> {
         let mut all = vec![target.to_owned()];
@@ -181,25 +196,31 @@ impl Placement {
             Err(Error::unsupported(text)
                 .hint("restore into an empty folder, give it another name with --rename, or pass --if-exists replace"))
         };
-        if let Some(other) = self.others(target).iter().find(|other| fs::symlink_metadata(root.join(other)).is_ok()) {
+        let found = fs::symlink_metadata(root.join(&self.entry));
+        if self.layout != Layout::Files && found.is_ok() {
+            return refuse(format!("documents cannot be merged into the file {}", self.entry));
+        }
+        if let Some(other) = self.others_in(root, target).first() {
             return refuse(format!("the collection {target} would be there twice: as {} and as {other}", self.entry));
         }
-        let Ok(found) = fs::symlink_metadata(root.join(&self.entry)) else { return Ok(()) };
-        match self.layout {
-            Layout::Files if found.is_dir() => {
+        match found {
+            Err(_) => Ok(()),
+            Ok(found) if found.is_dir() => {
                 if let Some(written) = marker.and_then(|marker| marker.written.get(&self.entry)) {
                     self.naming = written.names;
                 }
                 Ok(())
             }
-            Layout::Files => refuse(format!("{} is not a folder", self.entry)),
-            _ => refuse(format!("documents cannot be merged into the file {}", self.entry)),
+            Ok(_) => refuse(format!("{} is not a folder", self.entry)),
         }
     }
 }
 
-/// Refuses two collections in one place.
-pub(crate) fn refuse_collisions<'a>(places: impl Iterator<Item = (&'a str, &'a str)>, ignore_case: bool) -> Result<()> {
+/// Refuses two collections in one place; gives which collection has which place.
+pub(crate) fn refuse_collisions<'a>(
+    places: impl Iterator<Item = (&'a str, &'a str)>,
+    ignore_case: bool,
+) -> Result<HashMap<String, &'a str>> {
     let mut seen: HashMap<String, &str> = HashMap::new();
     for (entry, collection) in places {
         let folded = if ignore_case { entry.to_lowercase() } else { entry.to_owned() };
@@ -208,5 +229,5 @@ pub(crate) fn refuse_collisions<'a>(places: impl Iterator<Item = (&'a str, &'a s
             return Err(Error::new(ErrorKind::Input, text).hint("give one of them another name with --rename OLD=NEW"));
         }
     }
-    Ok(())
+    Ok(seen)
 }

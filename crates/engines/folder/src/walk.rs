@@ -61,6 +61,11 @@ impl Place {
         }
     }
 
+    /// What tells keys from names in its folder.
+    pub fn keys(&self, folder: &Path) -> Result<Keys> {
+        if self.beside { Keys::beside(folder) } else { Keys::of(folder, self.encoded) }
+    }
+
     /// The layout with this spacing, if it is one of one file.
     pub fn layout(&self, spacing: Spacing) -> Layout {
         let extension = self.entry.rsplit('.').next().unwrap_or_default().to_owned();
@@ -160,7 +165,7 @@ pub(crate) fn top(root: &Path) -> Result<Top> {
     if let Some(pair) = places.windows(2).find(twice) {
         let (name, a, b) = (show(pair[0].name.as_bytes()), &pair[0].entry, &pair[1].entry);
         return Err(Error::input(format!("the collection {name} is there twice: as {a} and as {b}"))
-            .hint("rename or move away one of the two"));
+            .hint("rename or move away one of the two; beside a file, a folder may hold only NAME.attachments"));
     }
     Ok(Top { places, strays, hidden })
 }
@@ -306,21 +311,37 @@ pub(crate) fn attachments(folder: &Path, shown: &str) -> Result<(Vec<Vec<u8>>, V
 
 /// Tells keys from names in one folder.
 pub(crate) struct Keys {
-    encoded: Option<LongNames>,
+    /// Whether Rewound encoded the names.
+    encoded: bool,
+    /// The keys that are kept beside the names; none where there can be none.
+    long: Option<LongNames>,
 }
 
 impl Keys {
     /// For the names in `folder`; `encoded` says whether Rewound encoded them.
     pub fn of(folder: &Path, encoded: bool) -> Result<Keys> {
-        let encoded = encoded.then(|| marker::read_long_names(&folder.join(names::NAMES_FILE))).transpose()?;
-        Ok(Keys { encoded })
+        let long = encoded.then(|| marker::read_long_names(&folder.join(names::NAMES_FILE))).transpose()?;
+        Ok(Keys { encoded, long })
+    }
+
+    /// For the names of attachments beside a file: each is its own key, except where the key was
+    /// no name and is kept.
+    fn beside(folder: &Path) -> Result<Keys> {
+        let mut long = marker::read_long_names(&folder.join(names::NAMES_FILE))?;
+        // A line that Rewound did not write must not give two names one key.
+        long.keys.retain(|name, key| names::encode(key) == *name && !has_attachments(folder, key));
+        Ok(Keys { encoded: false, long: Some(long) })
     }
 
     /// The key of a name, if the name tells one by the rules; else the name itself is the key.
     pub fn by_the_rules<'a>(&'a self, name: &'a [u8]) -> Option<Cow<'a, [u8]>> {
-        match &self.encoded {
+        match &self.long {
             None => Some(Cow::Borrowed(name)),
-            Some(long) => names::decode(name, &long.keys),
+            Some(long) if self.encoded => names::decode(name, &long.keys),
+            Some(long) => {
+                let kept = std::str::from_utf8(name).ok().and_then(|name| long.keys.get(name));
+                Some(Cow::Borrowed(kept.map_or(name, Vec::as_slice)))
+            }
         }
     }
 
@@ -331,10 +352,16 @@ impl Keys {
 
     /// The key and the description of an attachment that are kept beside it.
     pub fn kept(&self, name: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
-        let long = self.encoded.as_ref()?;
+        let long = self.long.as_ref()?;
         let name = std::str::from_utf8(name).ok()?;
         Some((long.keys.get(name)?, long.bodies.get(name).map(Vec::as_slice)))
     }
+}
+
+/// Whether there are attachments under the key as it is.
+fn has_attachments(folder: &Path, key: &[u8]) -> bool {
+    names::check_verbatim(key, ATTACHMENTS.len()).is_ok()
+        && names::with_ending(key, ATTACHMENTS).is_some_and(|name| fs::symlink_metadata(folder.join(name)).is_ok())
 }
 
 /// What this engine says of an attachment.

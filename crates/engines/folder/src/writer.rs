@@ -1,6 +1,7 @@
 //! Writing files so that each is there whole or not at all.
 
 use crate::layout::{Layout, Spacing};
+use crate::leftovers::TEMPORARY;
 use crate::split::Form;
 use model::{Batch, Error, OsRandom, Random, Result};
 use std::fs::{self, File, OpenOptions};
@@ -31,7 +32,7 @@ impl Temporary {
 
     /// A name in this folder.
     pub fn path(&self, folder: &Path) -> PathBuf {
-        folder.join(format!(".rewound-tmp-{}-{}", self.run, self.next.fetch_add(1, Ordering::Relaxed)))
+        folder.join(format!("{TEMPORARY}{}-{}", self.run, self.next.fetch_add(1, Ordering::Relaxed)))
     }
 }
 

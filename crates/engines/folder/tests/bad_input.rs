@@ -98,7 +98,8 @@ async fn one_collection_in_two_places_is_refused_whatever_the_user_says() {
     FolderSource::new(dir.path()).plan(&Selection::default(), None).await.unwrap();
     write(dir.path(), &[("a/x.json", b"1")]);
     let error = FolderSource::new(dir.path()).plan(&skipping(), None).await.unwrap_err();
-    assert!(error.to_string().starts_with("the collection a is there twice"), "{error}");
+    assert!(error.to_string().starts_with("the collection a is there twice: as a and as a.json"), "{error}");
+    assert!(error.hint_text().unwrap().ends_with("a folder may hold only NAME.attachments"));
 }
 
 #[tokio::test]
@@ -109,6 +110,7 @@ async fn what_is_left_out_leaves_the_rest_as_it_was() {
         &[
             ("a.jsonl", b"x\n\n1\r\ny\nz\n2\n\xff\n"),
             ("b.json", b"[1,2,x]"),
+            ("b/1.attachments/x", b"kept"),
             ("c/good.json", b"1\n"),
             ("c/bad.json", b"{"),
             ("c/bad.attachments/x", b"kept"),

@@ -25,6 +25,10 @@ async fn source() {
     fs::write(root.join("array.json"), [b"[", &lines.join(&b',')[..], b"]"].concat()).unwrap();
     fs::write(root.join("ordinals.ndjson"), b"1\n1\n\"x\"\n").unwrap();
     fs::write(root.join("nothing.jsonl"), b"").unwrap();
+    for (folder, content) in [("ordinals/2.attachments", vec![2; 300_000]), ("array/beside.attachments", vec![])] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+        fs::write(root.join(folder).join("a.bin"), content).unwrap();
+    }
     let path = root.to_owned();
     testkit::source::conformance(move || Arc::new(FolderSource::new(&path))).await;
 }
