@@ -7,9 +7,11 @@ use model::{IfExists, RestoreOptions, Selection};
 /// Any document database, back at any second.
 #[derive(Debug, Parser)]
 #[command(name = "rewound", version, max_term_width = 100)]
-#[command(after_help = "A SOURCE or TARGET is folder:PATH. A VAULT is a path or s3://BUCKET/PREFIX.\n\
+#[command(
+    after_help = "A SOURCE or TARGET is folder:PATH or mongodb://HOST[/DATABASE]. A VAULT is a path or s3://BUCKET/PREFIX.\n\
     New here? `rewound quickstart` shows everything on a sample, in a temporary folder.\n\n\
-    Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 stale, 5 gap, 6 check failed, 130 interrupted.")]
+    Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 stale, 5 gap, 6 check failed, 130 interrupted."
+)]
 pub struct Cli {
     /// What holds for all commands.
     #[command(flatten)]
@@ -29,6 +31,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE", env = "REWOUND_IDENTITY", hide_env_values = true)]
     #[arg(help_heading = "Global options")]
     pub identity: Option<String>,
+    /// File with the password of the user in a database's URL (or the password itself in the variable)
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub password_file: Option<std::path::PathBuf>,
+    /// Read or write this many pieces of a database side by side
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(help_heading = "Global options")]
+    pub concurrency: Option<u16>,
     /// Say nothing but results and errors
     #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Global options")]
     pub quiet: bool,
@@ -49,12 +58,22 @@ pub struct SelectionArgs {
     /// Leave attachments out
     #[arg(long)]
     pub no_attachments: bool,
+    /// Users and roles too (MongoDB)
+    #[arg(long)]
+    pub users: bool,
 }
 
 impl SelectionArgs {
     /// As the library takes it.
     pub fn selection(self, skip_bad: bool) -> Selection {
-        Selection { only: self.only, exclude: self.exclude, no_attachments: self.no_attachments, skip_bad }
+        Selection {
+            only: self.only,
+            exclude: self.exclude,
+            no_attachments: self.no_attachments,
+            skip_bad,
+            users: self.users,
+            ..Selection::default()
+        }
     }
 }
 

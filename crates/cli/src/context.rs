@@ -2,6 +2,7 @@
 
 use crate::ui::Ui;
 use model::{Error, Result, Seams};
+use rewound::registry::Reach;
 use rewound::{Job, identity, registry};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub struct Context {
     pub job: Job,
     /// `--identity` or `REWOUND_IDENTITY`.
     pub identity: Option<String>,
+    /// What the URLs of databases do not say.
+    pub reach: Reach,
     /// The config folder, if it is not the user's.
     pub config: Option<PathBuf>,
 }

@@ -9,6 +9,7 @@ use args::Cli;
 use clap::Parser;
 use context::{Context, Failed};
 use rewound::exit::Exit;
+use rewound::registry::Reach;
 use rewound::{Job, Stop};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,8 +39,13 @@ async fn run(cli: Cli, ui: Arc<Ui>) -> Exit {
     let stop = Stop::new();
     tokio::spawn(listen_for_signals(stop.clone(), ui.clone()));
     let job = Job::new(ui.clone(), stop);
-    let context = Context { ui: ui.clone(), job, identity: cli.global.identity, config: None };
-    let result = commands::run(cli.command, &context).await;
+    let result = match reach(&cli.global) {
+        Ok(reach) => {
+            let context = Context { ui: ui.clone(), job, identity: cli.global.identity, reach, config: None };
+            commands::run(cli.command, &context).await
+        }
+        Err(error) => Err(Failed::Usage(error)),
+    };
     ui.finish();
     match result {
         Ok(exit) => exit,
@@ -52,6 +58,20 @@ async fn run(cli: Cli, ui: Arc<Ui>) -> Exit {
             Exit::of(&error)
         }
     }
+}
+
+/// What the URLs of databases do not say: the file goes before the variable.
+fn reach(global: &args::Global) -> model::Result<Reach> {
+    let password = match &global.password_file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| model::Error::io(format!("reading the password file {}", path.display()), e))?;
+            // Editors end files with a line end; passwords hold none.
+            Some(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+        None => std::env::var("REWOUND_PASSWORD").ok().filter(|p| !p.is_empty()),
+    };
+    Ok(Reach { password, concurrency: global.concurrency.map(usize::from) })
 }
 
 /// The first Ctrl-C or SIGTERM asks to stop, the second one ends the process.

@@ -9,6 +9,9 @@ pub const SEGMENT_MIN: usize = 12 << 20;
 pub const SEGMENT_TARGET: usize = 16 << 20;
 /// Raw bytes at which a segment is cut wherever it stands (20 MiB), so that memory stays bounded.
 pub const SEGMENT_MAX: usize = 20 << 20;
+/// Raw bytes at which a list of hashes is cut (4 MiB): one more buffer that a backup fills all the
+/// while, of bytes that hardly compress.
+pub const HASH_LIST: usize = 4 << 20;
 /// Raw bytes of one frame (512 KiB): what one `find` must fetch and decode; larger frames compress
 /// less than 1 % better on JSON of 1 KB.
 pub const FRAME: usize = 512 << 10;
@@ -28,9 +31,15 @@ pub const QUEUE: usize = 8;
 pub const DOCUMENT_MAX: usize = 48 << 20;
 /// Raw bytes that a frame may claim when it is decoded: bounds decompression of hostile input.
 pub const FRAME_MAX: usize = DOCUMENT_MAX + (16 << 20);
-/// Keys in one key filter (16 million): its table is held in memory at 8 bytes a key while a
-/// backup runs.
+/// Keys of one group of key filters (16 million): while a backup runs they take 8 bytes each in a
+/// temporary file.
 pub const FILTER_KEYS: usize = 16 << 20;
+/// Keys in one key filter (1 million): it is sorted and sealed in memory, about 16 MiB, and stores
+/// about as many bytes as a segment.
+pub const FILTER_SHARD_KEYS: usize = 1 << 20;
+/// Keys that each of 64 buckets holds in memory (4096, so 2 MiB in all) before they go to the
+/// temporary file, in writes of 32 KiB.
+pub const FILTER_BUCKET: usize = 4096;
 /// Segments named in one key filter (256): each partition repeats their table.
 pub const FILTER_SEGMENTS: usize = 256;
 /// Keys in one partition of a key filter (131,072): about 400 KiB, what one `find` reads.

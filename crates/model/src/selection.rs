@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Which collections and documents are meant. Patterns are names of collections, with `*` for
 /// any number of any characters and `?` for one.
@@ -15,6 +16,13 @@ pub struct Selection {
     pub no_attachments: bool,
     /// Leave bad input out and list it, instead of refusing everything.
     pub skip_bad: bool,
+    /// Whether users and roles are meant too, where the engine has some.
+    #[serde(default)]
+    pub users: bool,
+    /// What the texts of keys in `only` mean to the engine, where keys are not text: see
+    /// [`Selection::understand_keys`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, Vec<Vec<u8>>>,
 }
 
 impl Selection {
@@ -31,7 +39,25 @@ impl Selection {
             || self
                 .only
                 .iter()
-                .any(|p| glob_matches(p, collection) || split_key(p, collection).is_some_and(|k| k.as_bytes() == key))
+                .any(|p| glob_matches(p, collection) || split_key(p, collection).is_some_and(|k| self.is_key(k, key)))
+    }
+
+    fn is_key(&self, text: &str, key: &[u8]) -> bool {
+        match self.keys.get(text) {
+            Some(keys) => keys.iter().any(|k| k == key),
+            None => text.as_bytes() == key,
+        }
+    }
+
+    /// Finds out what each text of a key in `only` means, for an engine whose keys are not text.
+    pub fn understand_keys(&mut self, keys_of: impl Fn(&str) -> Vec<Vec<u8>>) {
+        for pattern in &self.only {
+            // A name of a collection may hold a slash, too.
+            for (at, _) in pattern.match_indices('/') {
+                let text = &pattern[at + 1..];
+                self.keys.insert(text.to_owned(), keys_of(text));
+            }
+        }
     }
 
     /// Whether all documents of a collection that is meant are meant.
@@ -137,5 +163,14 @@ mod tests {
         assert!(s.takes_key("books", b"a/b"));
         assert!(!s.takes_key("books", b"a"));
         assert!(!s.takes_all_of("books"));
+    }
+
+    #[test]
+    fn keys_that_are_not_text() {
+        let mut s = Selection { only: vec!["db.a/b/7".into()], ..Selection::default() };
+        s.understand_keys(|text| text.parse::<i32>().map(|n| n.to_le_bytes().to_vec()).into_iter().collect());
+        assert!(s.takes_key("db.a/b", &7i32.to_le_bytes()));
+        assert!(!s.takes_key("db.a/b", b"7"));
+        assert!(!s.takes_key("db.a", b"b/7"));
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     AttachmentStore, Batch, CollectionInfo, Description, Leftovers, RestoreOptions, RestorePlan, RestoreReport, Result,
 };
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use std::sync::Arc;
 
 /// A database, a dump or a folder that documents can be written to.
@@ -27,7 +28,13 @@ pub trait SinkSession: Send + Sync {
     /// an ordered collection come in order, others in any order and side by side.
     async fn write(&self, batch: Batch) -> Result<()>;
 
-    /// Completes everything and makes it durable.
+    /// What must wait until what was written has been read back, as it changes that: telling a server
+    /// to delete documents whose time has passed. Asked for before `finish`, done after the proof.
+    fn last_step(&self) -> Option<BoxFuture<'static, Result<()>>> {
+        None
+    }
+
+    /// Completes everything and makes it durable, but for the last step.
     async fn finish(self: Box<Self>) -> Result<RestoreReport>;
 
     /// Gives up, taking back what can be taken back.

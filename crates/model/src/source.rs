@@ -33,6 +33,9 @@ pub enum Plan {
         start: Option<Position>,
         /// What is read, largest first where that is known.
         parts: Vec<Part>,
+        /// The engine time that everything is read at; none if each part says so itself, or nothing
+        /// does.
+        at: Option<EngineTime>,
         /// What can be said of the state that the scan sees.
         consistency: Consistency,
         /// Bad input that is left out, on the user's request.
@@ -95,9 +98,14 @@ pub enum ScanItem {
     Catalog(CollectionInfo),
     /// Something bad was left out, on the user's request.
     Skipped(Skipped),
-    /// All up to here was as it is at `true_at`.
+    /// The part's collection no longer exists: nothing that was given of it counts.
+    Gone,
+    /// Nothing that was given of the part's collection counts, from any of its parts: it is to be
+    /// read again by these ones.
+    Again(Vec<Part>),
+    /// What follows is as it was at `true_at`, or newer where the engine cannot read at a time.
     Progress {
-        /// The engine time that the documents so far are true at.
+        /// The engine time that the documents from here on are true at.
         true_at: EngineTime,
     },
 }
@@ -147,6 +155,12 @@ pub trait Source: Send + Sync {
     /// How it will be read, with everything checked that can be checked beforehand: bad input is
     /// refused here, before anything is written anywhere.
     async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan>;
+
+    /// How many parts are best read side by side. With more than one, reading may begin before what
+    /// was read before is stored.
+    fn side_by_side(&self) -> usize {
+        1
+    }
 
     /// Reads one part of a plan to its end. Content of attachments goes to `attachments` before
     /// the batch that refers to it comes out. Documents of an ordered collection come in order.

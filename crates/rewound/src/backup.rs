@@ -1,5 +1,6 @@
 //! Source → vaults.
 
+use crate::ahead::Ahead;
 use crate::lanes::{Lane, Lanes};
 use crate::parts::{Scan, by_collection};
 use crate::points::PointView;
@@ -7,9 +8,16 @@ use crate::progress::{Doing, Job};
 use crate::space::{self, Room, bytes};
 use crate::stop::interrupted;
 use futures::StreamExt;
-use model::{Description, EngineTime, Error, ErrorKind, Gap, Loss, Part, Result, ScanItem, Selection, Skipped, Source};
+use model::{
+    CollectionId, CollectionInfo, Consistency, Description, EngineTime, Error, ErrorKind, Gap, Loss, Part, Result,
+    ScanItem, ScanStream, Selection, Skipped, Source,
+};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use vault::{Access, BackupOptions, PointDetails, Vault, WriteOutcome};
+
+/// How often the reading of one collection may begin anew.
+const TRIES_MAX: u32 = 10;
 
 /// A vault that a backup is to go to, opened or not.
 #[derive(Debug)]
@@ -92,7 +100,16 @@ pub async fn backup(
             }
         }
     }
-    let mut backup = Backup { job, source, description, lanes: Lanes::new(lanes), skipped: Vec::new() };
+    let mut backup = Backup {
+        job,
+        source,
+        description,
+        lanes: Lanes::new(lanes),
+        skipped: Vec::new(),
+        times: None,
+        uneven: false,
+        names: HashMap::new(),
+    };
     match backup.run(selection).await {
         Ok((details, points)) => Ok(backup.report(details, points, began)),
         Err(error) => {
@@ -116,6 +133,12 @@ struct Backup<'a> {
     description: Description,
     lanes: Lanes,
     skipped: Vec<Skipped>,
+    /// The first and the last engine time that something was read at, where the source tells.
+    times: Option<(EngineTime, EngineTime)>,
+    /// Whether collections came and went while they were read.
+    uneven: bool,
+    /// Which collection has a name.
+    names: HashMap<String, CollectionId>,
 }
 
 type Committed = Vec<(usize, (vault::PointName, vault::Manifest))>;
@@ -129,17 +152,28 @@ impl Backup<'_> {
         self.check_room(&scan.parts).await?;
         let sum = |of: fn(&Part) -> Option<u64>| scan.parts.iter().map(of).sum::<Option<u64>>();
         self.job.phase(Doing::Reading, sum(|p| p.documents), sum(|p| p.bytes));
-        for (_, parts) in by_collection(scan.parts) {
-            self.read_collection(&parts).await?;
+        let groups = by_collection(scan.parts);
+        let parts = groups.iter().flat_map(|(_, parts)| parts).cloned();
+        let mut ahead = Ahead::new(parts, self.source.side_by_side());
+        for (_, parts) in &groups {
+            self.read_collection(parts, &mut ahead).await?;
         }
         let read = self.job.progress();
         self.job.phase(Doing::Committing, None, None);
         self.job.rewind(read);
         // What was read is true at the latest moment at which something was read.
-        let time = EngineTime::wall(self.job.seams.clock.now_millis());
+        let (earliest, latest) = match (self.times, scan.at) {
+            (Some((from, to)), Some(at)) => (Some(from.min(at)), Some(to.max(at))),
+            (Some((from, to)), None) => (Some(from), Some(to)),
+            (None, at) => (at, at),
+        };
+        let time = latest.unwrap_or_else(|| EngineTime::wall(self.job.seams.clock.now_millis()));
         let details = PointDetails {
             time,
-            consistency: scan.consistency,
+            consistency: match self.uneven || earliest != latest {
+                true => Consistency::PerDocument,
+                false => scan.consistency,
+            },
             position: scan.start,
             gap: scan.gap,
             skipped: std::mem::take(&mut self.skipped),
@@ -188,25 +222,21 @@ impl Backup<'_> {
     }
 
     /// Reads all parts of one collection, again for the vaults that ask for it.
-    async fn read_collection(&mut self, parts: &[Part]) -> Result<()> {
+    async fn read_collection(&mut self, parts: &[Part], ahead: &mut Ahead) -> Result<()> {
         let Some(first) = parts.first() else { return Ok(()) };
         let name = &first.collection.name;
         let before = self.job.progress();
-        let mut reading = self.lanes.alive();
-        let mut times = 0;
-        while !reading.is_empty() {
-            if times == 2 {
-                return Err(Error::bug(format!("the collection {name} was to be read a third time")));
-            }
-            times += 1;
+        let mut skipped = Vec::new();
+        let mut again =
+            self.read_whole(parts, self.lanes.alive(), &mut skipped, ahead).await.map_err(|e| reading(name, e))?;
+        self.skipped.append(&mut skipped);
+        if !again.is_empty() {
             self.job.rewind(before);
-            let mut skipped = Vec::new();
-            reading = self.read_once(parts, reading, &mut skipped).await.map_err(|e| {
-                if e.kind() == ErrorKind::Interrupted { e } else { e.context(format!("reading collection {name}")) }
-            })?;
-            if times == 1 {
-                self.skipped.append(&mut skipped);
-            }
+            let mut anew = Ahead::new(parts.iter().cloned(), ahead.width());
+            again = self.read_whole(parts, again, &mut skipped, &mut anew).await.map_err(|e| reading(name, e))?;
+        }
+        if !again.is_empty() {
+            return Err(Error::bug(format!("the collection {name} was to be read a third time")));
         }
         match self.lanes.alive().is_empty() {
             true => Err(self.lanes.first_error()),
@@ -214,43 +244,115 @@ impl Backup<'_> {
         }
     }
 
-    /// Reads all parts of one collection for some lanes; gives those that need to read it again.
-    async fn read_once(
+    /// Reads one collection for some lanes, by other parts if the source cannot go on with these;
+    /// gives the lanes that need to read it again.
+    async fn read_whole(
         &mut self,
         parts: &[Part],
         mut lanes: Vec<usize>,
         skipped: &mut Vec<Skipped>,
+        ahead: &mut Ahead,
     ) -> Result<Vec<usize>> {
-        let mut again = Vec::new();
-        let collection = &parts[0].collection;
-        lanes = self.lanes.begin(&lanes, collection).await;
-        for part in parts {
-            if lanes.is_empty() {
-                return Ok(again);
+        let (mut again, mut anew) = self.read_once(parts, &mut lanes, skipped, ahead).await?;
+        let mut tries = 0;
+        while let Some(parts) = anew.take() {
+            tries += 1;
+            if tries > TRIES_MAX {
+                return Err(Error::new(ErrorKind::Retry, format!("its reading had to begin anew {TRIES_MAX} times"))
+                    .hint("run the command again when the server is up for longer, or changes less"));
             }
-            let attachments = self.lanes.attachments(self.job)?;
-            let mut items = self.job.stop.or(self.source.read(part, attachments)).await?;
-            while let Some(item) = next(self.job, &mut items).await? {
-                lanes = self.lanes.drop_failed(lanes).await;
-                match item {
-                    ScanItem::Batch(batch) => {
-                        self.job.count(&batch);
-                        let outcomes = self.lanes.write(&lanes, batch).await;
-                        again.extend(outcomes.iter().filter(|(_, o)| *o == WriteOutcome::ReadAgain).map(|(i, _)| *i));
-                        lanes =
-                            outcomes.into_iter().filter(|(_, o)| *o == WriteOutcome::Written).map(|(i, _)| i).collect();
-                    }
-                    ScanItem::Catalog(info) => lanes = self.lanes.begin(&lanes, &info).await,
-                    ScanItem::Skipped(bad) => skipped.push(bad),
-                    ScanItem::Progress { .. } => {}
-                }
-                if lanes.is_empty() {
-                    return Ok(again);
-                }
-            }
+            self.job.note(format!("{} is read again from its start", parts[0].collection.name));
+            let mut ahead = Ahead::new(parts.iter().cloned(), ahead.width());
+            let more;
+            (more, anew) = self.read_once(&parts, &mut lanes, skipped, &mut ahead).await?;
+            again.extend(more);
         }
-        self.lanes.end(&lanes, &collection.id).await;
         Ok(again)
+    }
+
+    /// Reads all parts of one collection for some lanes, several of them in turns if the source
+    /// likes that; gives the lanes that need to read it again, and the parts by which all do.
+    async fn read_once(
+        &mut self,
+        parts: &[Part],
+        lanes: &mut Vec<usize>,
+        skipped: &mut Vec<Skipped>,
+        ahead: &mut Ahead,
+    ) -> Result<(Vec<usize>, Option<Vec<Part>>)> {
+        let mut again = Vec::new();
+        let before = self.job.progress();
+        let mut collection = parts[0].collection.clone();
+        let id = collection.id.clone();
+        *lanes = self.begin(std::mem::take(lanes), &collection).await;
+        let mut waiting = parts.len();
+        // What is open, and the time that its documents are of.
+        let mut open: VecDeque<(ScanStream, Option<EngineTime>)> = VecDeque::new();
+        // The time that the vaults know.
+        let mut told = None;
+        while waiting > 0 || !open.is_empty() {
+            if lanes.is_empty() {
+                ahead.skip(waiting);
+                return Ok((again, None));
+            }
+            while open.len() < ahead.width() && waiting > 0 {
+                let opening = ahead.next(self.source, || self.lanes.attachments(self.job));
+                waiting -= 1;
+                open.extend(self.job.stop.or(opening).await?.map(|items| (items, None)));
+            }
+            let Some((mut items, mut time)) = open.pop_front() else { break };
+            let Some(item) = next(self.job, &mut items).await? else { continue };
+            *lanes = self.lanes.drop_failed(std::mem::take(lanes)).await;
+            match item {
+                ScanItem::Batch(batch) => {
+                    if let Some(time) = time.filter(|t| told != Some(*t)) {
+                        self.lanes.read_at(lanes, &id, time).await;
+                        told = Some(time);
+                    }
+                    self.job.count(&batch);
+                    let outcomes = self.lanes.write(lanes, batch).await;
+                    again.extend(outcomes.iter().filter(|(_, o)| *o == WriteOutcome::ReadAgain).map(|(i, _)| *i));
+                    *lanes =
+                        outcomes.into_iter().filter(|(_, o)| *o == WriteOutcome::Written).map(|(i, _)| i).collect();
+                }
+                ScanItem::Catalog(info) => {
+                    collection = info;
+                    *lanes = self.begin(std::mem::take(lanes), &collection).await;
+                }
+                ScanItem::Skipped(bad) => skipped.push(bad),
+                ScanItem::Progress { true_at } => {
+                    time = Some(true_at);
+                    self.times = Some(self.times.map_or((true_at, true_at), |(a, b)| (a.min(true_at), b.max(true_at))));
+                }
+                ScanItem::Gone => {
+                    ahead.skip(waiting);
+                    self.lanes.discard(lanes, &id).await;
+                    self.job.rewind(before);
+                    self.uneven = true;
+                    self.job.note(format!("{} was dropped while it was read: it is not in the point", collection.name));
+                    return Ok((again, None));
+                }
+                ScanItem::Again(parts) => {
+                    ahead.skip(waiting);
+                    self.lanes.discard(lanes, &id).await;
+                    self.job.rewind(before);
+                    return Ok((again, Some(parts)));
+                }
+            }
+            open.push_back((items, time));
+        }
+        self.lanes.end(lanes, &id).await;
+        Ok((again, None))
+    }
+
+    /// A collection begins, or has another name from now on. One that had this name before is gone.
+    async fn begin(&mut self, lanes: Vec<usize>, info: &CollectionInfo) -> Vec<usize> {
+        self.names.retain(|_, id| *id != info.id);
+        if let Some(old) = self.names.insert(info.name.clone(), info.id.clone()) {
+            self.lanes.discard(&lanes, &old).await;
+            self.uneven = true;
+            self.job.note(format!("{} was replaced while it was read: the point has the new one", info.name));
+        }
+        self.lanes.begin(&lanes, info).await
     }
 
     fn report(mut self, details: PointDetails, points: Committed, began: Instant) -> BackupReport {
@@ -277,8 +379,13 @@ impl Backup<'_> {
     }
 }
 
+/// Says which collection was being read, except of interruptions.
+fn reading(name: &str, e: Error) -> Error {
+    if e.kind() == ErrorKind::Interrupted { e } else { e.context(format!("reading collection {name}")) }
+}
+
 /// The next item, unless the job is stopped.
-async fn next(job: &Job, items: &mut model::ScanStream) -> Result<Option<ScanItem>> {
+async fn next(job: &Job, items: &mut ScanStream) -> Result<Option<ScanItem>> {
     if job.stop.is_asked() {
         return Err(interrupted());
     }

@@ -9,8 +9,8 @@ use crate::spool::Spool;
 use crate::transfer::{self, CollectionReport, Load, Piece, Way, Written};
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
-    AttachmentStore, CollectionInfo, IfExists, Loss, Part, RestoreOptions, RestorePlan, Result, ScanItem, Skipped,
-    Source,
+    AttachmentStore, CollectionInfo, Error, ErrorKind, IfExists, Loss, Part, RestoreOptions, RestorePlan, Result,
+    ScanItem, Skipped, Source,
 };
 use std::sync::{Arc, Mutex};
 use vault::HashKeys;
@@ -139,6 +139,13 @@ fn pieces(
                     None
                 }
                 ScanItem::Progress { .. } => None,
+                ScanItem::Gone | ScanItem::Again(_) => {
+                    let error =
+                        Error::new(ErrorKind::Retry, "a collection was dropped or overtaken while it was copied");
+                    return std::future::ready(Err(error.hint(
+                        "copy again; a backup into a vault and a restore from it can go on where a copy cannot",
+                    )));
+                }
             }))
         })
         .boxed()

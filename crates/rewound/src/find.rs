@@ -1,7 +1,7 @@
 //! One document through time.
 
 use crate::choose;
-use model::{Error, Result};
+use model::{Engine, Error, Result};
 use vault::{Vault, Version};
 
 /// Every version of one document, newest first; of one source if its name or tag is given.
@@ -10,10 +10,11 @@ pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&st
         Some(_) => Some(choose::source(&vault.points().await?, source)?),
         None => None,
     };
-    let versions = vault.find(collection, key.as_bytes(), tag.as_deref()).await?;
+    let keys = |engine: &Engine| crate::registry::keys_of(engine, key);
+    let versions = vault.find_any(collection, &keys, tag.as_deref()).await?;
     if versions.is_empty() {
         return Err(Error::missing(format!("no point has a document {key} in a collection {collection}"))
-            .hint("check the names of collection and key: for a folder, the name of the file without .json"));
+            .hint("check the names of collection and key: for a folder, the name of the file without .json; for MongoDB, DATABASE.COLLECTION and the _id, as Extended JSON if it is no plain text"));
     }
     Ok(versions)
 }

@@ -3,7 +3,7 @@
 use crate::metered::Metered;
 use crate::progress::Job;
 use crate::tee::Tee;
-use model::{AttachmentStore, Batch, CollectionId, CollectionInfo, Error, Result};
+use model::{AttachmentStore, Batch, CollectionId, CollectionInfo, EngineTime, Error, Result};
 use std::sync::Arc;
 use vault::{PointDetails, Run, Vault, WriteOutcome};
 
@@ -72,6 +72,20 @@ impl Lanes {
     pub async fn end(&mut self, lanes: &[usize], id: &CollectionId) {
         let results = self.each(lanes, |_, run| run.end(id)).await;
         self.keep(lanes, results).await;
+    }
+
+    /// Tells some lanes that nothing that was written of a collection counts.
+    pub async fn discard(&self, lanes: &[usize], id: &CollectionId) {
+        for run in lanes.iter().filter_map(|i| self.lanes[*i].run.as_ref()) {
+            run.discard(id).await;
+        }
+    }
+
+    /// Tells some lanes at which engine time the documents of a collection that follow were read.
+    pub async fn read_at(&self, lanes: &[usize], id: &CollectionId, time: EngineTime) {
+        for run in lanes.iter().filter_map(|i| self.lanes[*i].run.as_ref()) {
+            run.read_at(id, time).await;
+        }
     }
 
     /// Writes a batch to some lanes; gives those for which that went well, with what they said.

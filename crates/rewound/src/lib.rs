@@ -16,6 +16,7 @@
 //! | [`time`] | what `--at` means |
 //! | [`identity`], [`exit`] | keys; exit codes |
 
+mod ahead;
 pub mod backup;
 pub mod choose;
 pub mod copy;

@@ -1,12 +1,13 @@
 //! What a plan comes to: parts, grouped by collection.
 
-use model::{CollectionInfo, Consistency, Error, Gap, Part, Plan, Position, Result, Skipped};
+use model::{CollectionInfo, Consistency, EngineTime, Error, Gap, Part, Plan, Position, Result, Skipped};
 use std::collections::HashMap;
 
 /// A scan, and the gap before it.
 pub(crate) struct Scan {
     pub parts: Vec<Part>,
     pub start: Option<Position>,
+    pub at: Option<EngineTime>,
     pub consistency: Consistency,
     pub skipped: Vec<Skipped>,
     pub gap: Option<Gap>,
@@ -18,8 +19,8 @@ impl Scan {
         let mut lost = None;
         loop {
             plan = match plan {
-                Plan::Scan { start, parts, consistency, skipped } => {
-                    return Ok(Scan { parts, start, consistency, skipped, gap: lost });
+                Plan::Scan { start, parts, at, consistency, skipped } => {
+                    return Ok(Scan { parts, start, at, consistency, skipped, gap: lost });
                 }
                 Plan::Gap { gap, then } => {
                     lost = Some(gap);

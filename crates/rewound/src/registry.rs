@@ -1,6 +1,7 @@
 //! What a URL means: the one table of engines, and how vaults are opened.
 
-use model::{Error, ErrorKind, Result, Sink, Source};
+use model::{Encoding, Engine, Error, ErrorKind, Result, Sink, Source};
+use mongo::jobflow::{JobflowSink, JobflowSource, Project};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,31 +13,103 @@ struct Entry {
     scheme: &'static str,
     /// What such a URL looks like.
     example: &'static str,
-    /// Makes the source from what follows the scheme.
-    source: fn(&str) -> Result<Arc<dyn Source>>,
-    /// Makes the target from what follows the scheme.
-    target: fn(&str) -> Result<Target>,
+    /// Makes the source from a URL and what follows its scheme.
+    source: fn(&str, &str, &Reach) -> Result<Arc<dyn Source>>,
+    /// Makes the target from a URL and what follows its scheme.
+    target: fn(&str, &str, &Reach) -> Result<Target>,
+}
+
+/// What a URL does not say: how to reach the database that it names.
+#[derive(Clone, Default)]
+pub struct Reach {
+    /// The password of the user in the URL.
+    pub password: Option<String>,
+    /// How many pieces are read or written side by side; none leaves it to the engine.
+    pub concurrency: Option<usize>,
+}
+
+impl fmt::Debug for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reach").field("concurrency", &self.concurrency).finish_non_exhaustive()
+    }
 }
 
 /// All engines. To add one, add its line.
-const ENGINES: &[Entry] = &[Entry {
-    scheme: "folder",
-    example: "folder:PATH",
-    source: |path| Ok(Arc::new(folder::FolderSource::new(path))),
-    target: |path| {
-        Ok(Target {
-            sink: Arc::new(folder::FolderSink::new(path)),
-            source: Arc::new(folder::FolderSource::new(path)),
-            folder: Some(PathBuf::from(path)),
-        })
+const ENGINES: &[Entry] = &[
+    Entry {
+        scheme: "folder",
+        example: "folder:PATH",
+        source: |_, path, _| Ok(Arc::new(folder::FolderSource::new(path))),
+        target: |_, path, _| {
+            Ok(Target {
+                sink: Arc::new(folder::FolderSink::new(path)),
+                source: Arc::new(folder::FolderSource::new(path)),
+                folder: Some(PathBuf::from(path)),
+            })
+        },
     },
-}];
+    Entry { scheme: "mongodb", example: "mongodb://HOST[/DATABASE]", source: mongodb_source, target: mongodb_target },
+    Entry {
+        scheme: "mongodb+srv",
+        example: "mongodb+srv://HOST[/DATABASE]",
+        source: mongodb_source,
+        target: mongodb_target,
+    },
+    Entry {
+        scheme: "jobflow",
+        example: "jobflow:PROJECT.yaml",
+        source: |_, path, _| Ok(Arc::new(JobflowSource::new(Project::read(Path::new(path))?))),
+        target: |_, path, _| {
+            let project = Project::read(Path::new(path))?;
+            let source = mongo::MongoSource::new(project.server()).of_database(&project.database);
+            Ok(Target { sink: Arc::new(JobflowSink::new(project)), source: Arc::new(source), folder: None })
+        },
+    },
+];
+
+/// Schemes that a path follows, not a host.
+const PATHS: &[&str] = &["folder", "jobflow", "mongodump"];
+
+fn mongodb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
+    let server = Arc::new(mongo::Server::new(url, reach.password.clone()));
+    let source = mongo::MongoSource::new(server);
+    Ok(Arc::new(match reach.concurrency {
+        Some(ranges) => source.concurrency(ranges),
+        None => source,
+    }))
+}
+
+fn mongodb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
+    let server = Arc::new(mongo::Server::new(url, reach.password.clone()));
+    let sink = mongo::MongoSink::new(server.clone());
+    let sink = match reach.concurrency {
+        Some(writers) => sink.concurrency(writers),
+        None => sink,
+    };
+    Ok(Target { sink: Arc::new(sink), source: Arc::new(mongo::MongoSource::new(server)), folder: None })
+}
+
+/// The keys, in an engine's own bytes, that a text may mean.
+pub fn keys_of(engine: &Engine, text: &str) -> Vec<Vec<u8>> {
+    match engine.0.as_str() {
+        "mongodb" => mongo::keys::keys(text),
+        _ => vec![text.as_bytes().to_vec()],
+    }
+}
+
+/// A document for people: JSON for what is not text.
+pub fn readable(encoding: Encoding, body: &[u8]) -> Vec<u8> {
+    match encoding {
+        Encoding::Bson => mongo::keys::json(body).map_or_else(|| body.to_vec(), |json| json.to_string().into_bytes()),
+        _ => body.to_vec(),
+    }
+}
 
 /// Schemes of vaults at a remote place; everything without a scheme is a path.
 const VAULT_SCHEMES: &[&str] = &["s3"];
 
 /// Engines that are planned: named, so that the error can say that they do not work yet.
-const PLANNED: &[&str] = &["mongodb", "mongodb+srv", "couchdb", "ravendb", "rethinkdb", "rxdb"];
+const PLANNED: &[&str] = &["couchdb", "ravendb", "rethinkdb", "rxdb"];
 
 /// Where a restore goes to.
 #[derive(Clone)]
@@ -56,15 +129,15 @@ impl fmt::Debug for Target {
 }
 
 /// The source that a URL means.
-pub fn source(url: &str) -> Result<Arc<dyn Source>> {
+pub fn source(url: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
     let (entry, rest) = engine(url, "SOURCE")?;
-    (entry.source)(rest)
+    (entry.source)(url, rest, reach)
 }
 
 /// The target that a URL means.
-pub fn target(url: &str) -> Result<Target> {
+pub fn target(url: &str, reach: &Reach) -> Result<Target> {
     let (entry, rest) = engine(url, "TARGET")?;
-    (entry.target)(rest)
+    (entry.target)(url, rest, reach)
 }
 
 /// Whether a URL or path means a vault: by its scheme, or because there is one.
@@ -107,7 +180,7 @@ fn engine<'a>(url: &'a str, what: &str) -> Result<(&'static Entry, &'a str)> {
         }));
     };
     let rest = url[scheme.len() + 1..].trim_start_matches("//");
-    let rest = if scheme == "folder" { &url[scheme.len() + 1..] } else { rest };
+    let rest = if PATHS.contains(&scheme) { &url[scheme.len() + 1..] } else { rest };
     if let Some(entry) = ENGINES.iter().find(|e| e.scheme == scheme) {
         if rest.is_empty() {
             return Err(Error::input(format!("{shown} names no place")).hint(format!("write it as {}", entry.example)));
@@ -123,7 +196,7 @@ fn engine<'a>(url: &'a str, what: &str) -> Result<(&'static Entry, &'a str)> {
         .hint(format!("what works as {what}: {}", works())))
 }
 
-/// `couchdb` of `couchdb+https`; `mongodb+srv` stays, as it is planned by that name.
+/// `couchdb` of `couchdb+https`.
 fn bare(scheme: &str) -> &str {
     scheme.strip_suffix("+https").or_else(|| scheme.strip_suffix("+http")).unwrap_or(scheme)
 }
@@ -157,18 +230,19 @@ mod tests {
     fn urls_find_their_engine() {
         assert_eq!(engine("folder:/a/b", "SOURCE").unwrap().1, "/a/b");
         assert_eq!(engine("folder:a:b", "SOURCE").unwrap().1, "a:b");
-        assert!(source("folder:x").is_ok());
+        assert!(source("folder:x", &Reach::default()).is_ok());
         for (url, kind, text) in [
             ("/a/b", ErrorKind::Input, "does not say what it is"),
             ("folder:", ErrorKind::Input, "names no place"),
-            ("mongodb://h/d", ErrorKind::Unsupported, "not supported by this version"),
+            ("mongodb://", ErrorKind::Input, "names no place"),
             ("couchdb+https://h/d", ErrorKind::Unsupported, "not supported by this version"),
             ("oracle://h", ErrorKind::Input, "no engine that Rewound knows"),
         ] {
-            let error = source(url).map(drop).unwrap_err();
+            let error = source(url, &Reach::default()).map(drop).unwrap_err();
             assert_eq!(error.kind(), kind, "{url}");
             assert!(error.to_string().contains(text), "{url}: {error}");
-            assert!(error.hint_text().unwrap().contains("folder:"), "{url}");
+            let example = if url.starts_with("mongodb") { "mongodb://HOST" } else { "folder:" };
+            assert!(error.hint_text().unwrap().contains(example), "{url}");
         }
     }
 
@@ -186,7 +260,7 @@ mod tests {
         assert_eq!(without_secret("mongodb://u:p@ss@h/d"), "mongodb://u:***@h/d");
         assert_eq!(without_secret("mongodb://u@h/d"), "mongodb://u@h/d");
         assert_eq!(without_secret("/a:b@c"), "/a:b@c");
-        let error = source("oracle://u:secret@h").map(drop).unwrap_err();
+        let error = source("oracle://u:secret@h", &Reach::default()).map(drop).unwrap_err();
         assert!(!format!("{error:?}").contains("secret"));
     }
 }

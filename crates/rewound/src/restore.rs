@@ -55,12 +55,14 @@ impl Restore {
         vault: &Vault,
         target: Target,
         choice: &PointChoice,
-        options: RestoreOptions,
+        mut options: RestoreOptions,
     ) -> Result<Restore> {
         job.phase(Doing::Checking, None, None);
         let points = job.stop.or(vault.points()).await?;
         let chosen = choose::point(&points, choice)?;
         chosen.notes.into_iter().for_each(|note| job.note(note));
+        let engine = &chosen.point.manifest.source.engine;
+        options.selection.understand_keys(|text| crate::registry::keys_of(engine, text));
         let state = job.stop.or(vault.resolve(&chosen.point, &options.selection)).await?;
         let catalog = vault.catalog(&chosen.point.manifest).await?;
         let there = catalog.collections.iter().map(|c| c.info.name.as_str());

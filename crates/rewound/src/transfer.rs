@@ -111,21 +111,29 @@ impl Way<'_> {
             Ok(sent) => sent,
             Err(error) => return Err(self.give_up(session, error).await),
         };
+        let last_step = session.last_step();
         session.finish().await?;
         let took = began.elapsed();
-        let proof = match self.verify {
-            true => Some(proof::prove(self.job, &*self.target.source, &sent, self.keys).await.map_err(|e| {
-                match e.kind() {
-                    ErrorKind::Interrupted => {
-                        Error::new(ErrorKind::Interrupted, "interrupted: everything is written, but not proven")
-                            .hint("restore once more to have it proven, or compare it yourself")
-                    }
-                    _ => e,
-                }
-            })?),
-            false => None,
-        };
-        Ok(Written { collections: sent.into_iter().map(|s| s.report).collect(), took, proof })
+        let proof = self.prove(&sent).await;
+        // Whatever the proof says: what was written stays, and must become what it was.
+        if let Some(step) = last_step {
+            step.await?;
+        }
+        Ok(Written { collections: sent.into_iter().map(|s| s.report).collect(), took, proof: proof? })
+    }
+
+    async fn prove(&self, sent: &[Sent]) -> Result<Option<Proof>> {
+        if !self.verify {
+            return Ok(None);
+        }
+        let proof = proof::prove(self.job, &*self.target.source, sent, self.keys).await;
+        proof.map(Some).map_err(|e| match e.kind() {
+            ErrorKind::Interrupted => {
+                Error::new(ErrorKind::Interrupted, "interrupted: everything is written, but not proven")
+                    .hint("restore once more to have it proven, or compare it yourself")
+            }
+            _ => e,
+        })
     }
 
     async fn give_up(&self, session: Box<dyn SinkSession>, error: Error) -> Error {

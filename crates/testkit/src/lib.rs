@@ -4,6 +4,7 @@
 
 pub mod documents;
 pub mod faulty;
+pub mod mongod;
 pub mod moto;
 pub mod sink;
 pub mod source;

@@ -104,7 +104,12 @@ pub async fn restore(sink: &dyn Sink, sample: &Sample, options: &RestoreOptions)
     for batch in sample.batches.iter().filter(|batch| collections.iter().any(|info| info.id == batch.collection)) {
         session.write(batch.clone()).await?;
     }
-    session.finish().await
+    let last_step = session.last_step();
+    let report = session.finish().await?;
+    if let Some(step) = last_step {
+        step.await?;
+    }
+    Ok(report)
 }
 
 async fn read_back(source: &dyn Source) -> BTreeMap<String, Vec<Entry>> {

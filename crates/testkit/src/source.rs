@@ -144,6 +144,7 @@ pub async fn read_everything(
                 ScanItem::Catalog(changed) => info = changed,
                 ScanItem::Skipped(skipped) => all.skipped.push(skipped),
                 ScanItem::Progress { .. } => {}
+                ScanItem::Gone | ScanItem::Again(_) => panic!("nothing changes while this is read"),
             }
         }
         let documents = entries.iter().filter(|e| e.kind == Kind::Document).count() as u64;
@@ -168,6 +169,12 @@ async fn read_new(source: &dyn Source, selection: &Selection) -> Everything {
 /// Checks what every source promises. `make` opens the same source each time; it should have
 /// several collections, some attachments, and nothing that is bad.
 pub async fn conformance(make: impl Fn() -> Arc<dyn Source>) {
+    conformance_of_keys(make, |key| std::str::from_utf8(key).ok().map(str::to_owned)).await;
+}
+
+/// As [`conformance`], for a source whose keys are no text: `text_of` gives what people write for
+/// one.
+pub async fn conformance_of_keys(make: impl Fn() -> Arc<dyn Source>, text_of: impl Fn(&[u8]) -> Option<String>) {
     let source = make();
     let description = source.describe().await.unwrap();
     assert_eq!(description, source.describe().await.unwrap(), "a description is stable");
@@ -199,7 +206,7 @@ pub async fn conformance(make: impl Fn() -> Arc<dyn Source>) {
         let others = read_new(&*source, &Selection { exclude: vec![name.clone()], ..Selection::default() }).await;
         assert!(!others.collections.contains_key(name) && others.collections.len() == all.collections.len() - 1);
         let document = all.of(name).iter().find(|e| e.kind == Kind::Document);
-        if let Some((document, key)) = document.and_then(|d| Some((d, std::str::from_utf8(&d.key).ok()?))) {
+        if let Some((document, key)) = document.and_then(|d| Some((d, text_of(&d.key)?))) {
             let one = Selection { only: vec![format!("{name}/{key}")], no_attachments: true, ..Selection::default() };
             assert_eq!(read_new(&*source, &one).await.of(name), std::slice::from_ref(document), "one document");
         }

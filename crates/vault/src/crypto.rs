@@ -115,12 +115,24 @@ impl Cipher {
     /// Encrypts an object; gives the stored bytes and how many of them are the head: all that a
     /// reader needs, beside the key, to decrypt a part from the middle (none in a plain vault).
     pub(crate) fn seal(&self, audience: Audience, plain: Vec<u8>) -> Result<(Vec<u8>, usize)> {
-        let Some((readers, writer)) = &self.encrypt_to else { return Ok((plain, 0)) };
+        if self.is_plain() {
+            return Ok((plain, 0));
+        }
+        let chunks = plain.len() / CHUNK as usize + 1;
+        let stored = Vec::with_capacity(plain.len() + chunks * 16 + 1024);
+        let mut sealing = self.sealing(audience, stored)?;
+        sealing.write(&plain)?;
+        sealing.finish()
+    }
+
+    /// Encrypts an object piece by piece, as [`Cipher::seal`] does, into an empty buffer.
+    pub(crate) fn sealing(&self, audience: Audience, stored: Vec<u8>) -> Result<Sealing> {
+        let Some((readers, writer)) = &self.encrypt_to else { return Ok(Sealing::Plain(stored)) };
         let mut to: Vec<&dyn age::Recipient> = readers.iter().map(|r| r as &dyn age::Recipient).collect();
         if audience == Audience::Writers {
             to.push(writer);
         }
-        encrypt(&to, &plain)
+        Sealing::age(&to, stored)
     }
 
     /// Decrypts a whole object.
@@ -172,24 +184,52 @@ impl Cipher {
     }
 }
 
-/// Encrypts to some recipients; see [`Cipher::seal`].
-fn encrypt(to: &[&dyn age::Recipient], plain: &[u8]) -> Result<(Vec<u8>, usize)> {
-    let failed = |e: &dyn std::fmt::Display| Error::bug(format!("encrypting an object failed: {e}"));
-    let encryptor = age::Encryptor::with_recipients(to.iter().copied()).map_err(|e| failed(&e))?;
-    let chunks = plain.len() / CHUNK as usize + 1;
-    let stored = Vec::with_capacity(plain.len() + chunks * 16 + 256 + to.len() * 128);
-    let mut writer = encryptor.wrap_output(stored).map_err(|e| failed(&e))?;
-    writer.write_all(plain).map_err(|e| failed(&e))?;
-    let stored = writer.finish().map_err(|e| failed(&e))?;
-    let head = head_length(&stored).ok_or_else(|| Error::bug("an age file without a header was made"))?;
-    Ok((stored, head))
+/// An object that is being encrypted.
+pub(crate) enum Sealing {
+    /// In a plain vault it is not.
+    Plain(Vec<u8>),
+    /// As an age file.
+    Age(age::stream::StreamWriter<Vec<u8>>),
+}
+
+impl Sealing {
+    fn age(to: &[&dyn age::Recipient], stored: Vec<u8>) -> Result<Self> {
+        let encryptor = age::Encryptor::with_recipients(to.iter().copied()).map_err(|e| not_sealed(&e))?;
+        Ok(Sealing::Age(encryptor.wrap_output(stored).map_err(|e| not_sealed(&e))?))
+    }
+
+    pub(crate) fn write(&mut self, plain: &[u8]) -> Result<()> {
+        match self {
+            Sealing::Plain(stored) => stored.extend_from_slice(plain),
+            Sealing::Age(writer) => writer.write_all(plain).map_err(|e| not_sealed(&e))?,
+        }
+        Ok(())
+    }
+
+    /// The stored bytes, and how many of them are the head.
+    pub(crate) fn finish(self) -> Result<(Vec<u8>, usize)> {
+        match self {
+            Sealing::Plain(stored) => Ok((stored, 0)),
+            Sealing::Age(writer) => {
+                let stored = writer.finish().map_err(|e| not_sealed(&e))?;
+                let head = head_length(&stored).ok_or_else(|| Error::bug("an age file without a header was made"))?;
+                Ok((stored, head))
+            }
+        }
+    }
+}
+
+fn not_sealed(cause: &dyn std::fmt::Display) -> Error {
+    Error::bug(format!("encrypting an object failed: {cause}"))
 }
 
 /// Encrypts a small secret to recipients, as text of an age file.
 pub(crate) fn encrypt_to(recipients: &[String], plain: &[u8]) -> Result<Vec<u8>> {
     let to = recipients.iter().map(|r| recipient(r)).collect::<Result<Vec<_>>>()?;
     let to: Vec<&dyn age::Recipient> = to.iter().map(|r| r as &dyn age::Recipient).collect();
-    encrypt(&to, plain).map(|(stored, _)| stored)
+    let mut sealing = Sealing::age(&to, Vec::new())?;
+    sealing.write(plain)?;
+    sealing.finish().map(|(stored, _)| stored)
 }
 
 /// Decrypts a whole age file with any of the identities.

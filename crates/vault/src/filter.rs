@@ -1,95 +1,102 @@
 //! Key filters: which frame may hold a key, found with one small read.
 //!
-//! A filter covers up to 256 segments. Its keys are spread over partitions of equal size by the
-//! first bits of their hashes; each partition names the segments and their frames again, so that
-//! one partition is all that a lookup needs.
+//! A filter covers up to 256 segments, and where these hold many keys, only the keys whose hashes
+//! begin with some bits: its shard. Its keys are spread over partitions of equal size by the next
+//! bits of their hashes; each partition names the segments and their frames again, so that one
+//! partition is all that a lookup needs.
 
 use crate::hash::HashKeys;
-use crate::manifest::FilterRef;
+use crate::manifest::{FilterRef, Shard};
 use crate::objects::Objects;
 use crate::segment::{FrameEntry, SegmentEntry};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use model::limits::{FILTER_KEYS, FILTER_PARTITION_KEYS, FILTER_SEGMENTS};
+use model::limits::FILTER_PARTITION_KEYS;
 use model::{Error, Result};
+use std::ops::Range;
 
-/// Bits of a frame's number in an entry that is being collected.
-const FRAME_BITS: u32 = 24;
+/// Bits of a frame's number in an entry.
+pub(crate) const FRAME_BITS: u32 = 24;
 
-/// Collects the keys of a run's segments.
-#[derive(Debug, Default)]
-pub(crate) struct FilterBuilder {
-    /// The first 40 bits of a key's hash, then its frame's number: together 8 bytes a key, as this
-    /// table is most of what a large backup holds in memory. A filter needs no more of a hash: 7
-    /// bits for the partition and 26 within it.
-    entries: Vec<u64>,
-    segments: Vec<SegmentEntry>,
-    frames: u32,
+/// A key on its way into a filter: the first 40 bits of its hash, then its frame's number. A filter
+/// needs no more of a hash: up to 8 bits for shard and partition, and 26 within it.
+pub(crate) fn entry(hash: u64, frame: u32) -> u64 {
+    hash >> FRAME_BITS << FRAME_BITS | u64::from(frame)
 }
 
-impl FilterBuilder {
-    /// Adds a segment with the key hashes of each of its frames.
-    pub fn add(&mut self, segment: &SegmentEntry, keys: &[Vec<u64>]) {
-        for (i, hashes) in keys.iter().enumerate() {
-            let frame = u64::from(self.frames) + i as u64;
-            self.entries.extend(hashes.iter().map(|h| h >> FRAME_BITS << FRAME_BITS | frame));
-        }
-        self.frames += keys.len() as u32;
-        let mut segment = segment.clone();
-        if segment.frames.len() != keys.len() {
-            // Whoever reads this must look at the segment's own table; zeros say so.
-            segment.frames = vec![FrameEntry { stored: 0, raw: 0, count: 0, check: 0 }; keys.len()];
-        }
-        self.segments.push(segment);
-    }
+/// A filter's bytes, and what a [`FilterRef`] says of them.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub bytes: Vec<u8>,
+    pub shard: Shard,
+    pub bits: u32,
+    pub slot: u32,
+}
 
-    pub fn is_full(&self) -> bool {
-        self.segments.len() >= FILTER_SEGMENTS
-            || self.entries.len() >= FILTER_KEYS
-            || self.frames >= 1 << (FRAME_BITS - 1)
-    }
+/// Encodes a filter, partition by partition.
+pub(crate) struct Encoder<'a> {
+    keys: &'a HashKeys,
+    table: Vec<u8>,
+    shard: Shard,
+    bits: u32,
+    bytes: Vec<u8>,
+    spans: Vec<Range<usize>>,
+}
 
-    pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
-    }
-
-    /// The filter's bytes, and what a [`FilterRef`] says of them: bits and slot.
-    pub fn encode(mut self, keys: &HashKeys) -> Result<(Vec<u8>, u32, u32)> {
-        self.entries.sort_unstable();
-        let wanted = self.entries.len().div_ceil(FILTER_PARTITION_KEYS).max(1);
-        let bits = wanted.next_power_of_two().trailing_zeros();
+impl<'a> Encoder<'a> {
+    /// A filter of segments, for so many keys in a shard.
+    pub fn new(keys: &'a HashKeys, segments: &[SegmentEntry], shard: Shard, count: usize) -> Result<Self> {
         let mut table = Vec::new();
-        write_table(&mut table, &self.segments)?;
-        let mut partitions = Vec::with_capacity(1 << bits);
-        let mut rest = &self.entries[..];
-        for partition in 0..1u64 << bits {
-            let end = rest.partition_point(|entry| partition_of(*entry, bits) <= partition);
-            let (here, after) = rest.split_at(end);
-            rest = after;
-            partitions.push(here);
+        write_table(&mut table, segments)?;
+        let partitions = count.div_ceil(FILTER_PARTITION_KEYS).next_power_of_two();
+        // A key takes about 4 bytes; no more than what is used is ever touched.
+        let bytes = Vec::with_capacity(count * 5 + (table.len() + 1024) * partitions);
+        let spans = Vec::with_capacity(partitions);
+        Ok(Encoder { keys, table, shard, bits: partitions.trailing_zeros(), bytes, spans })
+    }
+
+    /// How many of a hash's first bits shard and partition tell.
+    pub fn told(&self) -> u32 {
+        self.shard.bits + self.bits
+    }
+
+    /// Adds the next partitions, from the sorted entries of all their keys.
+    pub fn add(&mut self, partitions: usize, mut entries: &[u64]) {
+        for partition in self.spans.len()..self.spans.len() + partitions {
+            let is_here = |e: &u64| partition_of(*e, self.shard.bits, self.bits) <= partition as u64;
+            let (here, after) = entries.split_at(entries.partition_point(is_here));
+            entries = after;
+            let start = self.bytes.len();
+            let payload = encode_partition(&self.table, here, self.told());
+            self.bytes.extend_from_slice(&self.keys.frame(&payload).to_le_bytes());
+            self.bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            self.bytes.extend_from_slice(&payload);
+            self.spans.push(start..self.bytes.len());
         }
-        // Encoded twice, as holding all of them would take half as much memory again as the keys.
-        let longest = partitions.iter().map(|entries| encode_partition(&table, entries, bits).len()).max();
-        // 12 bytes before each payload: its check and its length.
-        let slot = longest.unwrap_or_default() + 12;
-        let mut out = Vec::with_capacity(slot * partitions.len());
-        for entries in partitions {
-            let payload = encode_partition(&table, entries, bits);
-            let end = out.len() + slot;
-            out.extend_from_slice(&keys.frame(&payload).to_le_bytes());
-            out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-            out.extend_from_slice(&payload);
-            out.resize(end, 0);
+    }
+
+    /// Gives every partition as much room as the longest one takes.
+    pub fn finish(self) -> Encoded {
+        let Encoder { mut bytes, spans, shard, bits, .. } = self;
+        let slot = spans.iter().map(|span| span.len()).max().unwrap_or_default();
+        bytes.resize(slot * spans.len(), 0);
+        // From the last to the first: each moves up, over what has been moved already.
+        for (i, span) in spans.into_iter().enumerate().rev() {
+            let (at, length) = (i * slot, span.len());
+            bytes.copy_within(span, at);
+            bytes[at + length..at + slot].fill(0);
         }
-        Ok((out, bits, slot as u32))
+        Encoded { bytes, shard, bits, slot: slot as u32 }
     }
 }
 
-fn partition_of(hash: u64, bits: u32) -> u64 {
-    if bits == 0 { 0 } else { hash >> (64 - bits) }
+/// The partition of a hash: the `bits` bits after the `skip` bits of the shard.
+fn partition_of(hash: u64, skip: u32, bits: u32) -> u64 {
+    if bits == 0 { 0 } else { (hash << skip) >> (64 - bits) }
 }
 
-/// The part of a hash that is kept: `width` bits after the first `bits`.
+/// The part of a hash that is kept: `width` bits after the first `bits`, which shard and partition
+/// tell.
 fn kept(hash: u64, bits: u32, width: u32) -> u64 {
     (hash << bits) >> (64 - width)
 }
@@ -181,23 +188,28 @@ pub(crate) struct Candidate {
     pub frame: usize,
     /// Where the frame's compressed bytes are in the decrypted object, and the frame's entry;
     /// none if only the segment's own table knows.
-    pub place: Option<(std::ops::Range<u64>, FrameEntry)>,
+    pub place: Option<(Range<u64>, FrameEntry)>,
 }
 
-/// Reads the partition that a key's hash belongs to and finds the frames that may hold the key.
+/// Reads the partition that a key's hash belongs to and finds the frames that may hold the key;
+/// reads nothing if the filter is not of its shard.
 pub(crate) async fn look_up(objects: &Objects, filter: &FilterRef, hash: u64) -> Result<Vec<Candidate>> {
     let broken = || {
         Error::corrupt(format!("the key filter {} is damaged", filter.object))
             .hint("run `rewound verify` to see which points are hit")
     };
-    let head = BASE64.decode(&filter.head).map_err(|_| broken())?;
-    if filter.bits > 40 || filter.slot < 12 {
+    let shard = filter.shard;
+    if shard.bits > 20 || filter.bits > 20 || filter.slot < 12 {
         return Err(broken());
     }
-    let start = partition_of(hash, filter.bits) * u64::from(filter.slot);
+    if !shard.covers(hash) {
+        return Ok(Vec::new());
+    }
+    let head = BASE64.decode(&filter.head).map_err(|_| broken())?;
+    let start = partition_of(hash, shard.bits, filter.bits) * u64::from(filter.slot);
     let slot = objects.read_range(&filter.object, filter.size, &head, start..start + u64::from(filter.slot)).await?;
     let payload = check_slot(&objects.keys, &slot).ok_or_else(broken)?;
-    find(payload, hash, filter.bits).ok_or_else(broken)
+    find(payload, hash, shard.bits + filter.bits).ok_or_else(broken)
 }
 
 fn check_slot<'a>(keys: &HashKeys, slot: &'a [u8]) -> Option<&'a [u8]> {
@@ -209,8 +221,9 @@ fn check_slot<'a>(keys: &HashKeys, slot: &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// The frames that may hold a key with this hash, by path of the segment and number, from the
-/// decrypted payload of a partition: for tools and tests that have nothing but the bytes. Never
-/// panics, whatever the bytes; none if they are no partition.
+/// decrypted payload of a partition: for tools and tests that have nothing but the bytes. `bits` are
+/// the first bits of the hash that shard and partition tell. Never panics, whatever the bytes; none
+/// if they are no partition.
 pub fn look_in(payload: &[u8], hash: u64, bits: u32) -> Option<Vec<(String, usize)>> {
     if bits >= 64 {
         return None;
@@ -218,7 +231,7 @@ pub fn look_in(payload: &[u8], hash: u64, bits: u32) -> Option<Vec<(String, usiz
     Some(find(payload, hash, bits)?.into_iter().map(|c| (c.object, c.frame)).collect())
 }
 
-/// Finds the frames for a hash in a partition's payload.
+/// Finds the frames for a hash in a partition's payload; see [`look_in`].
 fn find(payload: &[u8], hash: u64, bits: u32) -> Option<Vec<Candidate>> {
     let mut reader = Reader(payload);
     let mut frames: Vec<(usize, usize)> = Vec::new();
@@ -284,25 +297,11 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn every_key_is_found(hashes in proptest::collection::vec(any::<u64>(), 1..500)) {
-            let mut builder = FilterBuilder::default();
-            for (i, chunk) in hashes.chunks(60).enumerate() {
-                let frames: Vec<Vec<u64>> = chunk.chunks(20).map(<[u64]>::to_vec).collect();
-                builder.add(&segment(&format!("s{i}"), frames.len()), &frames);
-            }
-            let keys = HashKeys::derive(&[0; 32]);
-            let (bytes, bits, slot) = builder.encode(&keys).unwrap();
-            for (i, hash) in hashes.iter().enumerate() {
-                let at = (partition_of(*hash, bits) * u64::from(slot)) as usize;
-                let payload = check_slot(&keys, &bytes[at..at + slot as usize]).unwrap();
-                let found = find(payload, *hash, bits).unwrap();
-                let (object, frame) = (format!("s{}", i / 60), i % 60 / 20);
-                prop_assert!(found.iter().any(|c| c.object == object && c.frame == frame), "{:?}", found);
-            }
-        }
+    fn random(i: u64) -> u64 {
+        blake3::hash(&i.to_le_bytes()).as_bytes()[..8].try_into().map(u64::from_le_bytes).unwrap()
+    }
 
+    proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300), hash: u64) {
             let _ = find(&bytes, hash, 3);
@@ -311,22 +310,26 @@ mod tests {
     }
 
     #[test]
-    fn most_absent_keys_find_nothing() {
-        let mut builder = FilterBuilder::default();
-        let random =
-            |i: u64| blake3::hash(&i.to_le_bytes()).as_bytes()[..8].try_into().map(u64::from_le_bytes).unwrap();
-        builder.add(&segment("s", 1), &[(0..200_000).map(random).collect()]);
+    fn most_absent_keys_find_nothing_in_any_shard() {
         let keys = HashKeys::derive(&[0; 32]);
-        let (bytes, bits, slot) = builder.encode(&keys).unwrap();
-        assert_eq!(bits, 1);
-        let hits = (1_000_000..1_002_000)
-            .map(random)
-            .filter(|hash| {
-                let at = (partition_of(*hash, bits) * u64::from(slot)) as usize;
-                !find(check_slot(&keys, &bytes[at..at + slot as usize]).unwrap(), *hash, bits).unwrap().is_empty()
-            })
-            .count();
-        assert!(hits < 40, "{hits} of 2000");
-        assert!(bytes.len() < 200_000 * 4, "{}", bytes.len());
+        for shard in [Shard::default(), Shard { bits: 3, prefix: 5 }] {
+            let into_shard = |i| random(i) >> shard.bits | (shard.prefix << 1).rotate_right(1 + shard.bits);
+            let mut entries: Vec<u64> = (0..200_000).map(|i| entry(into_shard(i), 0)).collect();
+            entries.sort_unstable();
+            let mut encoder = Encoder::new(&keys, &[segment("s", 1)], shard, entries.len()).unwrap();
+            encoder.add(2, &entries);
+            let Encoded { bytes, bits, slot, .. } = encoder.finish();
+            assert_eq!(bits, 1);
+            let look = |hash| {
+                assert!(shard.covers(hash));
+                let at = (partition_of(hash, shard.bits, bits) * u64::from(slot)) as usize;
+                let payload = check_slot(&keys, &bytes[at..at + slot as usize]).unwrap();
+                !find(payload, hash, shard.bits + bits).unwrap().is_empty()
+            };
+            assert!((0..2000).all(|i| look(into_shard(i))));
+            let hits = (1_000_000..1_002_000).filter(|i| look(into_shard(*i))).count();
+            assert!(hits < 40, "{hits} of 2000");
+            assert!(bytes.len() < 200_000 * 4, "{}", bytes.len());
+        }
     }
 }

@@ -59,11 +59,17 @@ impl ClosedFrame {
 impl OpenFrame {
     /// An empty frame for documents like those of a batch.
     pub fn like(batch: &Batch) -> Self {
+        let body = Vec::with_capacity(batch.body.len().min(model::limits::FRAME) + 1024);
+        OpenFrame::in_buffer(batch, body)
+    }
+
+    /// The same, with an empty buffer for the documents.
+    pub fn in_buffer(batch: &Batch, body: Vec<u8>) -> Self {
         OpenFrame {
             collection: batch.collection.clone(),
             kind: batch.kind.clone(),
             encoding: batch.encoding,
-            body: Vec::with_capacity(batch.body.len().min(model::limits::FRAME) + 1024),
+            body,
             lengths: Vec::new(),
             keys: match batch.keys {
                 Some(_) => OpenKeys::Apart(Vec::new(), Vec::new()),
@@ -112,6 +118,15 @@ impl OpenFrame {
         }
         self.times.extend(time);
         self.key_hashes.push(key_hash);
+    }
+
+    /// Bytes of documents and of keys that stand apart.
+    pub fn raw(&self) -> usize {
+        self.body.len()
+            + match &self.keys {
+                OpenKeys::Spans(_) => 0,
+                OpenKeys::Apart(bytes, _) => bytes.len(),
+            }
     }
 
     pub fn is_empty(&self) -> bool {

@@ -3,6 +3,8 @@
 //! `docs/vault-format.md` says byte by byte what is stored; `docs/architecture.md` where to find
 //! what here.
 
+mod buffers;
+mod compress;
 mod config;
 mod crypto;
 mod filter;

@@ -3,12 +3,13 @@
 //! A log object is a segment whose first frame holds a signed header; the others hold puts,
 //! deletions and patches with their engine times, or what collections have become.
 
+use crate::buffers::Buffers;
 use crate::crypto::Audience;
 use crate::frame::{self, Frame, OpenFrame};
 use crate::hash::hex;
 use crate::name::{HISTORY, LogName};
 use crate::objects::{Objects, blocking};
-use crate::segment::{self, Draft, SegmentEntry};
+use crate::segment::{self, Draft, Press, SegmentEntry};
 use crate::signed;
 use crate::vault::{Inner, Vault};
 use bytes::Bytes;
@@ -125,7 +126,11 @@ impl LogWriter {
         draft.frames.insert(0, open.close()?);
         let cipher = objects.cipher.clone();
         let keys = objects.keys.clone();
-        let sealed = blocking(move || segment::seal(&draft, 3, &keys, &cipher, Audience::Readers, None)).await?;
+        let sealed = blocking(move || {
+            let mut press = Press::new(3, Buffers::default())?;
+            press.seal(draft, &keys, &cipher, Audience::Readers)
+        })
+        .await?;
         let stored = blake3::hash(&sealed.stored);
         let age = if objects.cipher.is_plain() { "" } else { ".age" };
         let name = LogName {

@@ -137,6 +137,10 @@ pub struct LayerRef {
     /// The layer's key filters: here, so that one lookup needs not read the layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) filters: Vec<FilterRef>,
+    /// Whether the filters also name frames that no collection has, of what was discarded while the
+    /// run went on: then the layer must be asked which frames count.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) discarded: bool,
     /// Bytes of documents and deletions that it holds.
     pub raw: u64,
     /// The run that wrote it.
@@ -161,10 +165,32 @@ pub(crate) struct FilterRef {
     /// The object's first bytes, as in [`SegmentEntry::head`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub head: String,
+    /// Which keys it knows: all, if this is absent.
+    #[serde(default, skip_serializing_if = "Shard::is_whole")]
+    pub shard: Shard,
     /// The filter has 2 to this power partitions.
     pub bits: u32,
     /// Bytes of each partition.
     pub slot: u32,
+}
+
+/// The keys whose hashes begin with some bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shard {
+    /// How many bits; none: all keys.
+    pub bits: u32,
+    /// These bits, as a number.
+    pub prefix: u64,
+}
+
+impl Shard {
+    pub fn is_whole(&self) -> bool {
+        self.bits == 0
+    }
+
+    pub fn covers(&self, hash: u64) -> bool {
+        hash.checked_shr(64 - self.bits.min(64)).unwrap_or_default() == self.prefix
+    }
 }
 
 /// What one run stored: the content of a layer's object (one line of JSON).

@@ -1,10 +1,13 @@
 //! Reading and writing single objects: naming, finding duplicates, checking, encrypting.
 
+use crate::buffers::Buffers;
+use crate::compress::Compressor;
 use crate::crypto::{Audience, Cipher};
+use crate::filter::Encoded;
 use crate::hash::HashKeys;
-use crate::manifest::Layer;
+use crate::manifest::{FilterRef, Layer};
 use crate::name::{ObjectKind, ObjectName, stored_hash};
-use crate::segment::{self, SegmentEntry};
+use crate::segment::{self, Press, SegmentEntry};
 use crate::storage::{Created, Storage};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -12,8 +15,8 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use model::{Error, Result, ResultExt};
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Reads the objects of one vault.
 #[derive(Debug, Clone)]
@@ -101,10 +104,9 @@ pub(crate) fn compress_json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {
 
 /// Compresses bytes as one zstd frame with its size and checksum.
 pub(crate) fn compress(plain: &[u8], level: i32) -> Result<Vec<u8>> {
-    let failed = |e: std::io::Error| Error::bug(format!("compressing failed: {e}"));
-    let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
-    compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
-    compressor.compress(plain).map_err(failed)
+    let mut frame = Vec::new();
+    Compressor::new(level)?.frame(plain, &mut frame)?;
+    Ok(frame)
 }
 
 /// Runs work that computes, off the asynchronous threads.
@@ -133,6 +135,10 @@ pub(crate) struct ObjectWriter {
     doomed: HashSet<String>,
     random: Arc<dyn model::Random>,
     stored: AtomicU64,
+    /// Where the bodies of frames go around.
+    pub buffers: Buffers,
+    /// What is free to compress and encrypt the next segment, by level.
+    presses: Mutex<Vec<(i32, Press)>>,
 }
 
 impl ObjectWriter {
@@ -142,7 +148,15 @@ impl ObjectWriter {
         doomed: HashSet<String>,
         random: Arc<dyn model::Random>,
     ) -> Self {
-        ObjectWriter { objects, trusted, doomed, random, stored: AtomicU64::new(0) }
+        ObjectWriter {
+            objects,
+            trusted,
+            doomed,
+            random,
+            stored: AtomicU64::new(0),
+            buffers: Buffers::default(),
+            presses: Mutex::default(),
+        }
     }
 
     /// Bytes this run has added.
@@ -209,14 +223,13 @@ impl ObjectWriter {
         kind: ObjectKind,
         content: [u8; 32],
         endings: &str,
-        sealed: Vec<u8>,
+        sealed: Bytes,
         head: usize,
     ) -> Result<Stored> {
         let endings = if self.objects.cipher.is_plain() { endings.to_owned() } else { format!("{endings}.age") };
         let name = ObjectName { kind, content, stored: *blake3::hash(&sealed).as_bytes(), endings };
         let (path, size) = (name.to_string(), sealed.len() as u64);
         let head = BASE64.encode(&sealed[..head]);
-        let sealed = Bytes::from(sealed);
         let created = self.objects.storage.create(&path, sealed.clone()).await?;
         if created == Created::Existed && self.sound_bytes(&path).await?.is_none() {
             // A power loss tore what a run had left under this name.
@@ -269,7 +282,7 @@ impl ObjectWriter {
         }
         let cipher = self.objects.cipher.clone();
         let (sealed, head) = blocking(move || cipher.seal(audience, compressed)).await?;
-        self.put(kind, content, endings, sealed, head).await
+        self.put(kind, content, endings, sealed.into(), head).await
     }
 
     /// Compresses, encrypts and stores a draft, or finds its content there already. `known` are
@@ -279,18 +292,22 @@ impl ObjectWriter {
         kind: ObjectKind,
         audience: Audience,
         level: i32,
-        draft: Arc<segment::Draft>,
+        draft: segment::Draft,
         known: &std::collections::HashMap<String, SegmentEntry>,
     ) -> Result<SegmentEntry> {
         let keys = self.objects.keys.clone();
-        let hashed = draft.clone();
-        let content = blocking(move || Ok(hashed.content_id(&keys))).await?;
+        let (draft, content) = blocking(move || {
+            let content = draft.content_id(&keys);
+            Ok((draft, content))
+        })
+        .await?;
         let raw = draft.frames.iter().map(|f| f.raw() as u64).sum();
         if let Some(found) = self.existing(kind, &content).await? {
+            let counts = draft.frames.iter().map(|f| f.count).collect();
+            draft.frames.into_iter().for_each(|f| self.buffers.give(f.body));
             if let Some(entry) = known.get(&found.path) {
                 return Ok(entry.clone());
             }
-            let counts = draft.frames.iter().map(|f| f.count).collect();
             return Ok(SegmentEntry {
                 object: found.path,
                 size: found.size,
@@ -302,21 +319,63 @@ impl ObjectWriter {
         }
         let endings = format!("{}.zst", draft.ending());
         let writer = self.clone();
-        let sealed = {
-            let (draft, endings) = (draft.clone(), endings.clone());
-            blocking(move || {
-                let Objects { keys, cipher, .. } = &writer.objects;
-                let sealed = segment::seal(&draft, level, keys, cipher, audience, None)?;
-                if cipher.is_plain() && writer.is_doomed(kind, &content, &endings, &sealed.stored) {
-                    return segment::seal(&draft, level, keys, cipher, audience, Some(writer.salt()));
-                }
-                Ok(sealed)
-            })
-            .await?
-        };
-        drop(draft);
-        let frames = sealed.frames;
-        let stored = self.put(kind, content, &endings, sealed.stored, sealed.head).await?;
+        let (sealed, press, endings) = blocking(move || {
+            let mut press = writer.press(level)?;
+            let Objects { keys, cipher, .. } = &writer.objects;
+            let mut sealed = press.seal(draft, keys, cipher, audience)?;
+            if cipher.is_plain() && writer.is_doomed(kind, &content, &endings, &sealed.stored) {
+                sealed.add_salt(writer.salt());
+            }
+            Ok((sealed, press, endings))
+        })
+        .await?;
+        let (bytes, frames) = (Bytes::from(sealed.stored), sealed.frames);
+        let stored = self.put(kind, content, &endings, bytes.clone(), sealed.head).await?;
+        self.free(level, press, bytes);
         Ok(SegmentEntry { object: stored.path, size: stored.size, head: stored.head, frames, raw, counts: Vec::new() })
+    }
+
+    /// Encrypts and stores a key filter, or finds it there already.
+    pub async fn put_filter(self: &Arc<Self>, level: i32, filter: Encoded) -> Result<FilterRef> {
+        let Encoded { mut bytes, shard, bits, slot } = filter;
+        let content = self.objects.keys.content_id(&bytes);
+        let stored = match self.existing(ObjectKind::Filter, &content).await? {
+            Some(found) => found,
+            None => {
+                let writer = self.clone();
+                let (sealed, head, press) = blocking(move || {
+                    if writer.is_doomed(ObjectKind::Filter, &content, "bin", &bytes) {
+                        bytes.extend_from_slice(&writer.salt());
+                    }
+                    let mut press = writer.press(level)?;
+                    let (sealed, head) = press.seal_bytes(&bytes, &writer.objects.cipher, Audience::Readers)?;
+                    Ok((Bytes::from(sealed), head, press))
+                })
+                .await?;
+                let stored = self.put(ObjectKind::Filter, content, "bin", sealed.clone(), head).await?;
+                self.free(level, press, sealed);
+                stored
+            }
+        };
+        Ok(FilterRef { object: stored.path, size: stored.size, head: stored.head, shard, bits, slot })
+    }
+
+    /// A press that is free, or a new one.
+    fn press(&self, level: i32) -> Result<Press> {
+        let mut presses = self.presses();
+        match presses.iter().position(|(l, _)| *l == level) {
+            Some(free) => Ok(presses.swap_remove(free).1),
+            None => Press::new(level, self.buffers.clone()),
+        }
+    }
+
+    /// A press has done its work, and what it made is stored.
+    fn free(&self, level: i32, mut press: Press, stored: Bytes) {
+        press.take_back(stored);
+        self.presses().push((level, press));
+    }
+
+    fn presses(&self) -> MutexGuard<'_, Vec<(i32, Press)>> {
+        self.presses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,7 @@
 //! Segments: frames compressed with zstd, one after the other, in the zstd seekable format.
 
+use crate::buffers::Buffers;
+use crate::compress::Compressor;
 use crate::crypto::{Audience, Cipher};
 use crate::frame::{self, ClosedFrame, Frame};
 use crate::hash::HashKeys;
@@ -115,50 +117,86 @@ impl SegmentEntry {
 }
 
 /// A compressed, encrypted segment.
+#[derive(Debug)]
 pub(crate) struct Sealed {
     pub stored: Vec<u8>,
     pub head: usize,
     pub frames: Vec<FrameEntry>,
 }
 
-/// Compresses and encrypts a draft. `salt` makes the stored bytes differ from those of another
-/// object with the same content.
-pub(crate) fn seal(
-    draft: &Draft,
-    level: i32,
-    keys: &HashKeys,
-    cipher: &Cipher,
-    audience: Audience,
-    salt: Option<[u8; 16]>,
-) -> Result<Sealed> {
-    let failed = |e: std::io::Error| Error::bug(format!("compressing a segment failed: {e}"));
-    let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
-    compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
-    let mut plain: Vec<u8> = Vec::with_capacity(draft.raw / 2 + 1024);
-    let mut frames = Vec::with_capacity(draft.frames.len());
-    let mut scratch = Vec::new();
-    let mut compressed = Vec::new();
-    for frame in &draft.frames {
-        scratch.clear();
-        scratch.extend_from_slice(&frame.header);
-        scratch.extend_from_slice(&frame.body);
-        compressed.clear();
-        compressed.reserve(zstd::zstd_safe::compress_bound(scratch.len()));
-        compressor.compress_to_buffer(&scratch, &mut compressed).map_err(failed)?;
-        frames.push(FrameEntry {
-            stored: compressed.len() as u32,
-            raw: scratch.len() as u32,
-            count: frame.count,
-            check: keys.frame(&compressed),
-        });
-        plain.extend_from_slice(&compressed);
+impl Sealed {
+    /// Makes a plain segment another object with the same content.
+    pub fn add_salt(&mut self, salt: [u8; 16]) {
+        self.stored.truncate(self.stored.len() - table_size(self.frames.len()));
+        append_salt(&mut self.stored, salt);
+        write_seek_table(&mut self.stored, &self.frames);
     }
-    if let Some(salt) = salt {
-        append_salt(&mut plain, salt);
+}
+
+/// Compresses and encrypts one segment after the other, in the same memory.
+pub(crate) struct Press {
+    compressor: Compressor,
+    plain: Vec<u8>,
+    compressed: Vec<u8>,
+    stored: Vec<u8>,
+    buffers: Buffers,
+}
+
+impl std::fmt::Debug for Press {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Press").finish_non_exhaustive()
     }
-    write_seek_table(&mut plain, &frames);
-    let (stored, head) = cipher.seal(audience, plain)?;
-    Ok(Sealed { stored, head, frames })
+}
+
+impl Press {
+    /// A press that gives the bodies of frames back to these buffers.
+    pub fn new(level: i32, buffers: Buffers) -> Result<Self> {
+        let compressor = Compressor::new(level)?;
+        Ok(Press { compressor, plain: Vec::new(), compressed: Vec::new(), stored: Vec::new(), buffers })
+    }
+
+    /// Compresses and encrypts a draft.
+    pub fn seal(&mut self, draft: Draft, keys: &HashKeys, cipher: &Cipher, audience: Audience) -> Result<Sealed> {
+        let mut stored = std::mem::take(&mut self.stored);
+        stored.reserve_exact(draft.raw / 2 + 1024);
+        let mut sealing = cipher.sealing(audience, stored)?;
+        let mut frames = Vec::with_capacity(draft.frames.len());
+        for frame in draft.frames {
+            self.plain.clear();
+            self.plain.extend_from_slice(&frame.header);
+            self.plain.extend_from_slice(&frame.body);
+            self.buffers.give(frame.body);
+            let Press { compressor, plain, compressed, .. } = self;
+            compressor.frame(plain, compressed)?;
+            frames.push(FrameEntry {
+                stored: compressed.len() as u32,
+                raw: plain.len() as u32,
+                count: frame.count,
+                check: keys.frame(compressed),
+            });
+            sealing.write(compressed)?;
+        }
+        let mut table = Vec::with_capacity(table_size(frames.len()));
+        write_seek_table(&mut table, &frames);
+        sealing.write(&table)?;
+        let (stored, head) = sealing.finish()?;
+        Ok(Sealed { stored, head, frames })
+    }
+
+    /// Encrypts what is not to be compressed; see [`Cipher::seal`].
+    pub fn seal_bytes(&mut self, plain: &[u8], cipher: &Cipher, audience: Audience) -> Result<(Vec<u8>, usize)> {
+        let mut sealing = cipher.sealing(audience, std::mem::take(&mut self.stored))?;
+        sealing.write(plain)?;
+        sealing.finish()
+    }
+
+    /// Takes the memory of an object back that has been stored.
+    pub fn take_back(&mut self, mut stored: Bytes) {
+        if stored.is_unique() {
+            stored.clear();
+            self.stored = stored.into();
+        }
+    }
 }
 
 /// Appends a skippable frame with random bytes: the same content, another object.
@@ -168,8 +206,13 @@ pub(crate) fn append_salt(out: &mut Vec<u8>, salt: [u8; 16]) {
     out.extend_from_slice(&salt);
 }
 
+/// Bytes of a seek table with the header of its skippable frame.
+fn table_size(frames: usize) -> usize {
+    frames * 8 + 17
+}
+
 fn write_seek_table(out: &mut Vec<u8>, frames: &[FrameEntry]) {
-    let size = frames.len() as u32 * 8 + 9;
+    let size = table_size(frames.len()) as u32 - 8;
     out.extend_from_slice(&SKIPPABLE.to_le_bytes());
     out.extend_from_slice(&size.to_le_bytes());
     for frame in frames {
@@ -199,7 +242,7 @@ fn read_seek_table(plain: &[u8]) -> Option<Vec<(u32, u32)>> {
 pub(crate) fn split(plain: &Bytes) -> Result<Vec<(Bytes, u32)>> {
     let broken = || Error::corrupt("a segment's seek table does not fit its content");
     let table = read_seek_table(plain).ok_or_else(broken)?;
-    let data = plain.len() - table.len() * 8 - 17;
+    let data = plain.len() - table_size(table.len());
     let mut at = 0usize;
     let mut frames = Vec::with_capacity(table.len());
     for (stored, raw) in table {

@@ -13,8 +13,12 @@ use vault::BackupOptions;
 /// What, where to, and how.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to back up: folder:PATH
-    source: String,
+    /// What to back up: folder:PATH, mongodb://HOST[/DATABASE]
+    #[arg(required_unless_present = "jobflow")]
+    source: Option<String>,
+    /// The queue of this project of jobflow-remote, instead of a SOURCE: as jobflow:PROJECT.yaml
+    #[arg(long, value_name = "PROJECT.yaml", conflicts_with = "source")]
+    jobflow: Option<String>,
     /// Where to; several vaults get the same read
     #[arg(long = "to", value_name = "VAULT", required = true)]
     to: Vec<String>,
@@ -26,17 +30,27 @@ pub struct Args {
     /// Store everything, also what has not changed
     #[arg(long)]
     full: bool,
-    /// zstd level: 1 is fast, 19 is small
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    /// zstd level: 1 is fast, 19 is small, none does not compress
+    #[arg(long, value_name = "1..19|none", default_value = "3", value_parser = level)]
     level: i32,
     /// The name of the source in the vault; the same name continues the same history
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
 }
 
+/// A level as the library takes it.
+fn level(text: &str) -> Result<i32, String> {
+    match text.parse() {
+        Ok(level @ 1..=19) => Ok(level),
+        _ if text == "none" => Ok(0),
+        _ => Err("write a number from 1 to 19, or none".into()),
+    }
+}
+
 /// Backs up.
 pub async fn run(args: Args, context: &Context) -> Outcome {
-    let source = registry::source(&args.source).or_usage()?;
+    let url = args.source.or(args.jobflow.map(|path| format!("jobflow:{path}"))).unwrap_or_default();
+    let source = registry::source(&url, &context.reach).or_usage()?;
     let access = context.access()?;
     let mut destinations = Vec::new();
     for url in &args.to {

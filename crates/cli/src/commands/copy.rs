@@ -16,7 +16,7 @@ use serde_json::json;
 pub struct Args {
     /// What to copy: folder:PATH, or a vault (its newest point)
     source: String,
-    /// Where to: folder:PATH
+    /// Where to: folder:PATH, mongodb://HOST[/DATABASE]
     target: String,
     #[command(flatten)]
     write: WriteArgs,
@@ -33,13 +33,13 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
                 .hint("use `rewound backup SOURCE --to VAULT`"),
         ));
     }
-    let target = registry::target(&args.target).or_usage()?;
+    let target = registry::target(&args.target, &context.reach).or_usage()?;
     let options = args.write.options(args.skip_bad).or_usage()?;
     if registry::is_vault(&args.source) {
         let way = Way { into: &args.target, dry_run: args.write.dry_run, consent: args.write.consent() };
         return restore(context, "copy", &args.source, &PointChoice::default(), options, way).await;
     }
-    let source = registry::source(&args.source).or_usage()?;
+    let source = registry::source(&args.source, &context.reach).or_usage()?;
     let copy = Copy::prepare(&context.job, source, target, options).await?;
     let ui = &context.ui;
     if args.write.dry_run {

@@ -22,12 +22,13 @@ pub struct Args {
     /// The collection
     #[arg(value_name = "NS")]
     collection: String,
-    /// The document's key; for a folder, the name of its file without .json
+    /// The document's key; for a folder, the name of its file without .json; for MongoDB the _id, as
+    /// Extended JSON if it is no plain text
     key: String,
     /// The source, where the vault holds several
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Write the document to stdout as it is, instead of listing versions
+    /// Write the document to stdout as it is (BSON as Extended JSON), instead of listing versions
     #[arg(long, conflicts_with = "restore")]
     show: bool,
     /// Restore just this document, with its attachments
@@ -50,7 +51,7 @@ pub struct Args {
 /// Finds one document.
 pub async fn run(args: Args, context: &Context) -> Outcome {
     if let Some(target) = &args.into {
-        rewound::registry::target(target).or_usage()?;
+        rewound::registry::target(target, &context.reach).or_usage()?;
     }
     let at = args.at.as_deref().map(|text| At::parse(text, &jiff::Zoned::now())).transpose().or_usage()?;
     let vault = context.vault(&args.vault).await?;
@@ -125,13 +126,14 @@ fn list(context: &Context, name: &str, versions: &[Version]) -> Exit {
 
 fn show(context: &Context, name: &str, version: &Version) -> Exit {
     let ui = &context.ui;
+    let readable = rewound::registry::readable(version.encoding, &version.body);
     if ui.is_json() {
-        let body = String::from_utf8_lossy(&version.body);
+        let body = String::from_utf8_lossy(&readable);
         ui.json("document", json!({ "document": name, "time": version.time.to_string(), "body": body }));
         ui.json("summary", json!({ "command": "find", "exit": 0, "document": name, "versions": 1 }));
         return Exit::Done;
     }
-    ui.bytes(&version.body);
+    ui.bytes(&readable);
     // To a file or a pipe goes exactly the document; on a terminal the prompt gets its own line.
     if std::io::stdout().is_terminal() {
         ui.bytes(b"\n");

@@ -17,9 +17,12 @@ use serde_json::json;
 pub struct Args {
     /// The vault
     vault: String,
-    /// Where to: folder:PATH
-    #[arg(long, value_name = "TARGET")]
-    into: String,
+    /// Where to: folder:PATH, mongodb://HOST[/DATABASE]
+    #[arg(long, value_name = "TARGET", required_unless_present = "jobflow")]
+    into: Option<String>,
+    /// Into the queue of this project of jobflow-remote: as --into jobflow:PROJECT.yaml
+    #[arg(long, value_name = "PROJECT.yaml", conflicts_with = "into")]
+    jobflow: Option<String>,
     /// The last point at or before this time: '2026-11-20 09:03', 'yesterday 14:00', '2h ago', RFC 3339
     #[arg(long, value_name = "TIME", conflicts_with = "point")]
     at: Option<String>,
@@ -35,14 +38,15 @@ pub struct Args {
 
 /// Restores.
 pub async fn run(args: Args, context: &Context) -> Outcome {
-    registry::target(&args.into).or_usage()?;
+    let into = args.into.or(args.jobflow.map(|path| format!("jobflow:{path}"))).unwrap_or_default();
+    registry::target(&into, &context.reach).or_usage()?;
     let at = args.at.as_deref().map(|text| At::parse(text, &jiff::Zoned::now())).transpose().or_usage()?;
     if let Some(at) = &at {
         context.ui.note(format!("--at means {}", at.in_full()));
     }
     let choice = PointChoice { source: args.source, point: args.point, at };
     let options = args.write.options(false).or_usage()?;
-    let way = Way { into: &args.into, dry_run: args.write.dry_run, consent: args.write.consent() };
+    let way = Way { into: &into, dry_run: args.write.dry_run, consent: args.write.consent() };
     restore(context, "restore", &args.vault, &choice, options, way).await
 }
 
@@ -65,7 +69,7 @@ pub async fn restore(
     options: RestoreOptions,
     way: Way<'_>,
 ) -> Outcome {
-    let target = registry::target(way.into).or_usage()?;
+    let target = registry::target(way.into, &context.reach).or_usage()?;
     let vault = context.vault(vault).await?;
     let restore = Restore::prepare(&context.job, &vault, target, choice, options).await?;
     let (ui, point) = (&context.ui, restore.point.clone());

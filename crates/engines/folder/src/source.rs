@@ -134,7 +134,7 @@ fn plan(root: &std::path::Path, selection: Selection) -> Result<Plan> {
         }
         parts.push(part);
     }
-    Ok(Plan::Scan { start: None, parts, consistency: Consistency::PerDocument, skipped })
+    Ok(Plan::Scan { start: None, parts, at: None, consistency: Consistency::PerDocument, skipped })
 }
 
 /// Says that hidden entries are left out, naming the first few.

@@ -118,7 +118,7 @@ impl Source for Shared {
                 }
             }
         }
-        let scan = Plan::Scan { start: None, parts, consistency: Consistency::OneTime, skipped: Vec::new() };
+        let scan = Plan::Scan { start: None, parts, at: None, consistency: Consistency::OneTime, skipped: Vec::new() };
         Ok(match &self.0.gap {
             Some(gap) => Plan::Gap { gap: gap.clone(), then: Box::new(scan) },
             None => scan,

@@ -2,7 +2,7 @@
 
 use crate::filter::{self, Candidate};
 use crate::frame::Frame;
-use crate::manifest::LayerRef;
+use crate::manifest::{Layer, LayerCollection, LayerRef};
 use crate::objects::Objects;
 use crate::points::{self, Point};
 use crate::read::segments::encoding_of;
@@ -10,8 +10,8 @@ use crate::segment;
 use crate::vault::{Inner, Vault};
 use bytes::Bytes;
 use futures::StreamExt;
-use model::{CollectionId, Encoding, EngineTime, Error, Kind, Result, ResultExt};
-use std::collections::HashMap;
+use model::{CollectionId, Encoding, Engine, EngineTime, Error, Kind, Result, ResultExt};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// One version of a document.
@@ -37,6 +37,16 @@ impl Vault {
     /// Every version of one document, newest first; of one source if its tag is given. A version
     /// that was stored twice without a change in between comes once.
     pub async fn find(&self, collection: &str, key: &[u8], source: Option<&str>) -> Result<Vec<Version>> {
+        self.find_any(collection, &|_| vec![key.to_vec()], source).await
+    }
+
+    /// As [`Vault::find`], of all documents with one of the keys that the engine gives.
+    pub async fn find_any(
+        &self,
+        collection: &str,
+        keys_of: &(dyn Fn(&Engine) -> Vec<Vec<u8>> + Sync),
+        source: Option<&str>,
+    ) -> Result<Vec<Version>> {
         let vault = &self.inner;
         let objects = vault.need_reader()?;
         let points = points::read_all(vault).await?;
@@ -48,9 +58,12 @@ impl Vault {
         for tag in tags.into_iter().filter(|t| source.is_none_or(|s| s == *t)) {
             let mut of_source: Vec<&Point> = points.of(tag).collect();
             of_source.sort_by_key(|p| p.manifest.time);
-            if let Some(found) = find_in(vault, &objects, &of_source, collection, key).await? {
-                known_somewhere = true;
-                versions.extend(found);
+            let Some(newest) = of_source.last() else { continue };
+            for key in keys_of(&newest.manifest.source.engine) {
+                if let Some(found) = find_in(vault, &objects, &of_source, collection, &key).await? {
+                    known_somewhere = true;
+                    versions.extend(found);
+                }
             }
         }
         if !known_somewhere {
@@ -183,17 +196,38 @@ async fn look_in_layer(
 ) -> Result<Vec<(Frame, usize)>> {
     let hash = objects.keys.key(id, &Kind::Document, key);
     let mut found = Vec::new();
+    let mut counting = None;
     for filter in &layer.filters {
         for candidate in filter::look_up(objects, filter, hash).await? {
             let frame = read_candidate(objects, &candidate).await?;
             if frame.batch.collection != *id || frame.batch.kind.space() != "document" {
                 continue;
             }
+            if layer.discarded {
+                let counting = match &mut counting {
+                    Some(counting) => counting,
+                    none => none.insert(frames_of(objects, layer, id).await?),
+                };
+                // Taken out, as equal segments stand there once but may be named twice.
+                if !counting.remove(&(candidate.object, candidate.frame)) {
+                    continue;
+                }
+            }
             let hits: Vec<usize> = (0..frame.batch.len()).filter(|i| frame.batch.key_of(*i) == key).collect();
             found.extend(hits.into_iter().map(|i| (frame.clone(), i)));
         }
     }
     Ok(found)
+}
+
+/// The frames that a layer counts to a collection's documents: path of the segment and number.
+async fn frames_of(objects: &Objects, layer: &LayerRef, id: &CollectionId) -> Result<HashSet<(String, usize)>> {
+    let layer = objects.layer(&layer.object).await?;
+    let of_collection = Layer::of(&layer.collections, id).iter().filter(|c| c.space == "document");
+    let places = of_collection.flat_map(LayerCollection::places);
+    let name =
+        |(segment, frame): (u32, u32)| Some((layer.segments.get(segment as usize)?.object.clone(), frame as usize));
+    Ok(places.filter_map(name).collect())
 }
 
 /// Reads one frame from the middle of its segment.

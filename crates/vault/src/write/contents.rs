@@ -186,8 +186,7 @@ impl RunContents {
         }
         let draft = std::mem::replace(&mut state.draft, Draft::new(Encoding::Bin));
         let none = HashMap::new();
-        let segment =
-            self.writer.put_segment(ObjectKind::Segment, Audience::Readers, self.level, Arc::new(draft), &none).await?;
+        let segment = self.writer.put_segment(ObjectKind::Segment, Audience::Readers, self.level, draft, &none).await?;
         state.contents.packs.push(Pack { first: state.first, segment });
         state.first = state.next;
         Ok(())

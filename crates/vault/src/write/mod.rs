@@ -2,6 +2,7 @@
 
 mod alive;
 mod contents;
+mod filters;
 mod known;
 mod packer;
 mod run;

@@ -4,11 +4,12 @@
 //! hold nothing else and come out the same next time; what is left at its end goes into segments
 //! that small collections share.
 
+use crate::buffers::Buffers;
 use crate::frame::OpenFrame;
 use crate::segment::Draft;
-use model::limits::{FRAME, SEGMENT_MAX, SEGMENT_MIN, SEGMENT_TARGET};
+use model::limits::{FRAME, HASH_LIST, SEGMENT_MAX, SEGMENT_MIN, SEGMENT_TARGET};
 use model::{Batch, CollectionId, Encoding, EngineTime, Result};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Where a frame went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,18 +29,45 @@ struct Lane {
     documents: u64,
 }
 
+/// Raw bytes that segments are cut by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub min: usize,
+    pub target: usize,
+    pub max: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes { min: SEGMENT_MIN, target: SEGMENT_TARGET, max: SEGMENT_MAX }
+    }
+}
+
+impl Sizes {
+    /// Those of lists of hashes.
+    pub const HASHES: Sizes = Sizes { min: HASH_LIST, target: HASH_LIST, max: HASH_LIST };
+}
+
 /// Packs documents into frames and frames into segments.
 #[derive(Debug, Default)]
 pub(crate) struct Packer {
+    sizes: Sizes,
+    buffers: Buffers,
     lanes: HashMap<(CollectionId, Encoding), Lane>,
     shared: HashMap<Encoding, Draft>,
     placements: Placements,
-    dropped: HashSet<Placement>,
+    /// Whether frames were discarded after they went into a segment.
+    discarded: bool,
     next: u32,
     ready: Vec<(u32, Draft)>,
 }
 
 impl Packer {
+    /// A packer that fills these buffers.
+    pub fn new(sizes: Sizes, buffers: Buffers) -> Self {
+        Packer { sizes, buffers, ..Packer::default() }
+    }
+
     /// Adds a document that was read at a time of its own, if that is given.
     pub fn push(&mut self, batch: &Batch, i: usize, key_hash: u64, read: Option<EngineTime>) -> Result<()> {
         let key = (batch.collection.clone(), batch.encoding);
@@ -51,12 +79,14 @@ impl Packer {
         if let Some(open) = lane.open.take_if(|open| !open.fits(batch) || open.read != read) {
             lane.draft.push(open.close()?);
         }
-        let open = lane.open.get_or_insert_with(|| OpenFrame::like(batch).at(read));
+        let buffers = &self.buffers;
+        let open =
+            lane.open.get_or_insert_with(|| OpenFrame::in_buffer(batch, buffers.take(batch.body.len())).at(read));
         open.push(batch, i, key_hash, None);
         lane.documents += 1;
-        let raw = lane.draft.raw + open.body.len();
-        let cut = raw >= SEGMENT_MAX || (raw >= SEGMENT_MIN && is_cut(key_hash, raw as u64 / lane.documents));
-        if (cut || open.body.len() >= FRAME)
+        let raw = lane.draft.raw + open.raw();
+        let cut = raw >= self.sizes.max || (raw >= self.sizes.min && is_cut(key_hash, raw as u64 / lane.documents));
+        if (cut || open.raw() >= FRAME)
             && let Some(open) = lane.open.take()
         {
             lane.draft.push(open.close()?);
@@ -77,13 +107,13 @@ impl Packer {
             if let Some(open) = lane.open.take() {
                 lane.draft.push(open.close()?);
             }
-            if lane.draft.raw >= SEGMENT_MIN {
+            if lane.draft.raw >= self.sizes.min {
                 self.cut(lane.draft);
                 continue;
             }
             let shared = self.shared.entry(encoding).or_insert_with(|| Draft::new(encoding));
             lane.draft.frames.into_iter().for_each(|f| shared.push(f));
-            if shared.raw >= SEGMENT_TARGET {
+            if shared.raw >= self.sizes.target {
                 let draft = std::mem::replace(shared, Draft::new(encoding));
                 self.cut(draft);
             }
@@ -112,12 +142,11 @@ impl Packer {
             draft.frames.retain(|f| f.collection != *collection);
             draft.raw = draft.frames.iter().map(|f| f.raw()).sum();
         }
-        let dropped = &mut self.dropped;
+        let discarded = &mut self.discarded;
         self.placements.retain(|(c, _), placements| {
-            if c == collection {
-                dropped.extend(placements.iter().map(|(p, _)| *p));
-            }
-            c != collection
+            let is_other = c != collection;
+            *discarded |= !is_other && !placements.is_empty();
+            is_other
         });
     }
 
@@ -131,9 +160,9 @@ impl Packer {
         std::mem::take(&mut self.placements)
     }
 
-    /// Whether a frame was discarded after it went into a segment.
-    pub fn is_dropped(&self, segment: u32, frame: u32) -> bool {
-        self.dropped.contains(&Placement { segment, frame })
+    /// Whether segments hold frames that were discarded.
+    pub fn has_discarded(&self) -> bool {
+        self.discarded
     }
 
     /// Frames of one collection keep their order only if what is shared goes first.

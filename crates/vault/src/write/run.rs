@@ -1,7 +1,6 @@
 //! One backup into a vault, from its start to its committed point.
 
 use crate::crypto::Audience;
-use crate::filter::FilterBuilder;
 use crate::hash::Digest;
 use crate::manifest::{
     Catalog, CatalogEntry, Contents, FilterRef, Layer, LayerCollection, LayerRef, Manifest, SourceInfo, Totals,
@@ -15,8 +14,9 @@ use crate::storage::Storage;
 use crate::vault::Inner;
 use crate::write::alive::Alive;
 use crate::write::contents::{KnownContents, RunContents};
+use crate::write::filters::FilterBuilder;
 use crate::write::known::{self, Compared, KNOWN_MAX, KnownSpace, OldLayer};
-use crate::write::packer::{Packer, Placement, Placements};
+use crate::write::packer::{Packer, Placement, Placements, Sizes};
 use crate::{points, signed};
 use futures::TryStreamExt;
 use model::limits::{LAYERS_MAX, SEGMENT_TARGET};
@@ -24,7 +24,7 @@ use model::{
     AttachmentStore, Batch, BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding, EngineTime,
     Error, Gap, Kind, Loss, Position, Result, ResultExt, Skipped, SourceState,
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 /// How a backup is written.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
-    /// zstd level, 1 to 19.
+    /// zstd level, 1 to 19; 0 stores everything as it is.
     pub level: i32,
     /// Store everything, also what has not changed.
     pub full: bool,
@@ -111,9 +111,9 @@ struct State {
     segments: Vec<Option<SegmentEntry>>,
     hash_segments: Vec<Option<SegmentEntry>>,
     filter: FilterBuilder,
+    /// What is full and waits for its segments to be stored.
+    full: VecDeque<FilterBuilder>,
     filters: Vec<FilterRef>,
-    /// Segments whose keys wait for the end: a collection may still be discarded.
-    deferred: Vec<(u32, SegmentEntry, Vec<Vec<u64>>)>,
     changed: u64,
     deleted: u64,
     raw: u64,
@@ -130,14 +130,15 @@ struct Collection {
     counted_changed: u64,
     /// The time that documents are read at from now on, where it is not the run's.
     read: Option<EngineTime>,
+    /// Whether nothing that was written of it counts.
+    discarded: bool,
 }
 
 #[derive(Debug)]
 struct SealedSegment {
     number: u32,
     entry: SegmentEntry,
-    /// Key hashes of each frame; none for hash lists.
-    keys: Option<Vec<Vec<u64>>>,
+    is_hashes: bool,
 }
 
 impl Run {
@@ -208,6 +209,11 @@ impl Run {
         let writer = Arc::new(ObjectWriter::new(objects, trusted, doomed, vault.seams.random.clone()));
         let contents = Arc::new(RunContents::new(writer.clone(), options.level));
         let permits = Arc::new(Semaphore::new(options.workers.max(1)));
+        let state = State {
+            packer: Packer::new(Sizes::default(), writer.buffers.clone()),
+            hashes: Packer::new(Sizes::HASHES, writer.buffers.clone()),
+            ..State::default()
+        };
         Ok(Run {
             vault,
             id,
@@ -225,7 +231,7 @@ impl Run {
             contents,
             alive,
             permits,
-            state: Mutex::new(State::default()),
+            state: Mutex::new(state),
         })
     }
 
@@ -287,6 +293,7 @@ impl Run {
             wrote: false,
             counted_changed: 0,
             read: None,
+            discarded: false,
         });
         Ok(())
     }
@@ -342,6 +349,7 @@ impl Run {
                         wrote: false,
                         counted_changed: 0,
                         read: collection.read,
+                        discarded: false,
                     };
                     state.packer.discard(&info.id);
                     state.hashes.discard(&info.id);
@@ -391,6 +399,19 @@ impl Run {
         self.store_ready(state).await
     }
 
+    /// Nothing that was written of a collection counts: it no longer exists, or begins again.
+    pub async fn discard(&self, id: &CollectionId) {
+        let mut state = self.state.lock().await;
+        let state = &mut *state;
+        let Some(number) = state.index.remove(id) else { return };
+        let collection = &mut state.collections[number];
+        collection.discarded = true;
+        collection.known = None;
+        state.changed -= collection.counted_changed;
+        state.packer.discard(id);
+        state.hashes.discard(id);
+    }
+
     /// Stores the segments that are full, as many side by side as there are workers.
     async fn store_ready(&self, state: &mut State) -> Result<()> {
         for (number, draft) in state.packer.take_ready() {
@@ -416,14 +437,22 @@ impl Run {
                 Some(done) = state.sealing.join_next() => self.sealed(state, done).await?,
             }
         };
-        let keys = (!is_hashes).then(|| draft.frames.iter_mut().map(|f| std::mem::take(&mut f.key_hashes)).collect());
+        let keys: Vec<_> = draft.frames.iter_mut().map(|f| std::mem::take(&mut f.key_hashes)).collect();
+        if !is_hashes {
+            // Here and not when it is stored, as segments are stored in no certain order and a
+            // second attempt should make the same filters.
+            state.filter.add(number, &keys);
+            if state.filter.is_full() {
+                state.full.push_back(std::mem::take(&mut state.filter));
+            }
+        }
         let (kind, audience) =
             if is_hashes { (ObjectKind::Hashes, Audience::Writers) } else { (ObjectKind::Segment, Audience::Readers) };
         let (writer, known, level) = (self.writer.clone(), self.known_segments.clone(), self.options.level);
         state.sealing.spawn(async move {
-            let entry = writer.put_segment(kind, audience, level, Arc::new(draft), &known).await?;
+            let entry = writer.put_segment(kind, audience, level, draft, &known).await?;
             drop(permit);
-            Ok(SealedSegment { number, entry, keys })
+            Ok(SealedSegment { number, entry, is_hashes })
         });
         Ok(())
     }
@@ -434,43 +463,32 @@ impl Run {
         done: Result<Result<SealedSegment>, tokio::task::JoinError>,
     ) -> Result<()> {
         let done = done.map_err(|e| Error::bug(format!("a worker stopped: {e}")))??;
-        let Some(keys) = done.keys else {
-            place(&mut state.hash_segments, done.number, done.entry);
-            return Ok(());
-        };
-        if self.base.is_empty() {
-            state.filter.add(&done.entry, &keys);
-            if state.filter.is_full() {
-                self.store_filter(state).await?;
-            }
-        } else {
-            state.deferred.push((done.number, done.entry.clone(), keys));
-        }
-        place(&mut state.segments, done.number, done.entry);
-        Ok(())
+        let segments = if done.is_hashes { &mut state.hash_segments } else { &mut state.segments };
+        place(segments, done.number, done.entry);
+        self.store_filters(state).await
     }
 
-    async fn store_filter(&self, state: &mut State) -> Result<()> {
-        if state.filter.is_empty() {
-            return Ok(());
-        }
-        let builder = std::mem::take(&mut state.filter);
-        let keys = self.writer.objects.keys.clone();
-        let (bytes, bits, slot) = blocking(move || builder.encode(&keys)).await?;
-        let content = self.writer.objects.keys.content_id(&bytes);
-        let stored = match self.writer.existing(ObjectKind::Filter, &content).await? {
-            Some(found) => found,
-            None => {
-                let mut bytes = bytes;
-                if self.writer.is_doomed(ObjectKind::Filter, &content, "bin", &bytes) {
-                    bytes.extend_from_slice(&self.writer.salt());
-                }
-                let cipher = self.writer.objects.cipher.clone();
-                let (sealed, head) = blocking(move || cipher.seal(Audience::Readers, bytes)).await?;
-                self.writer.put(ObjectKind::Filter, content, "bin", sealed, head).await?
+    /// Stores the filters that are full and have all their segments stored.
+    async fn store_filters(&self, state: &mut State) -> Result<()> {
+        while let Some(segments) = state.full.front().and_then(|f| f.segments_of(&state.segments)) {
+            let Some(builder) = state.full.pop_front() else { break };
+            // In the place of a segment, and of the frames that wait: so it takes no more memory.
+            let permit = self.permits.acquire().await.map_err(|_| Error::bug("the workers are gone"))?;
+            self.writer.buffers.clear();
+            let mut filters = builder.finish(segments);
+            loop {
+                let keys = self.writer.objects.keys.clone();
+                let (rest, encoded) = blocking(move || {
+                    let encoded = filters.encode_next(&keys)?;
+                    Ok((filters, encoded))
+                })
+                .await?;
+                let Some(encoded) = encoded else { break };
+                filters = rest;
+                state.filters.push(self.writer.put_filter(self.options.level, encoded).await?);
             }
-        };
-        state.filters.push(FilterRef { object: stored.path, size: stored.size, head: stored.head, bits, slot });
+            drop(permit);
+        }
         Ok(())
     }
 
@@ -493,20 +511,11 @@ impl Run {
         while let Some(done) = state.sealing.join_next().await {
             self.sealed(&mut state, done).await?;
         }
-        let mut deferred = std::mem::take(&mut state.deferred);
-        deferred.sort_by_key(|(number, ..)| *number);
-        for (number, entry, mut keys) in deferred {
-            for (frame, hashes) in keys.iter_mut().enumerate() {
-                if state.packer.is_dropped(number, frame as u32) {
-                    hashes.clear();
-                }
-            }
-            state.filter.add(&entry, &keys);
-            if state.filter.is_full() {
-                self.store_filter(&mut state).await?;
-            }
+        if !state.filter.is_empty() {
+            let last = std::mem::take(&mut state.filter);
+            state.full.push_back(last);
         }
-        self.store_filter(&mut state).await?;
+        self.store_filters(&mut state).await?;
         let contents = self.contents.finish().await?;
         let mut layers: Vec<Arc<LayerRef>> = self.base.iter().map(|l| l.reference.clone()).collect();
         if let Some(layer) = self.store_layer(&mut state, contents, details.time).await? {
@@ -528,10 +537,10 @@ impl Run {
         let whole: Vec<_> = state
             .collections
             .iter()
-            .filter(|c| c.whole && !self.base.is_empty())
+            .filter(|c| c.whole && !c.discarded && !self.base.is_empty())
             .map(|c| c.entry.info.id.clone())
             .collect();
-        let nothing_new = state.collections.iter().all(|c| !c.wrote) && whole.is_empty();
+        let nothing_new = state.collections.iter().all(|c| !c.wrote || c.discarded) && whole.is_empty();
         if nothing_new && !self.base.is_empty() {
             return Ok(None);
         }
@@ -554,6 +563,7 @@ impl Run {
         Ok(Some(LayerRef {
             object: stored.path,
             filters: layer.filters,
+            discarded: state.packer.has_discarded(),
             raw: state.raw,
             run: self.id.clone(),
             whole,
@@ -566,7 +576,7 @@ impl Run {
         let mut digest = Digest::default();
         let mut totals = Totals { changed: state.changed, deleted: state.deleted, ..Totals::default() };
         let mut collections = Vec::with_capacity(state.collections.len());
-        for Collection { entry, .. } in state.collections {
+        for Collection { entry, .. } in state.collections.into_iter().filter(|c| !c.discarded) {
             digest.merge(&entry.digest);
             totals.documents += entry.documents;
             totals.attachments += entry.attachments;

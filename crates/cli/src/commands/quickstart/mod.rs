@@ -189,6 +189,7 @@ impl Tour<'_> {
             job: self.context.job.clone(),
             // An identity that the user has set belongs to other vaults.
             identity: words.contains(&"--identity").then_some(cli.global.identity).flatten(),
+            reach: Default::default(),
             config: Some(self.folder.join("config")),
         };
         match Box::pin(super::run(cli.command, &context)).await? {
@@ -205,6 +206,7 @@ impl Tour<'_> {
             ui: self.inner.clone(),
             job: self.context.job.clone(),
             identity: None,
+            reach: Default::default(),
             config: Some(self.folder.join("config")),
         };
         rewound::points::list(&context.vault("vault").await?, None).await
