@@ -12,6 +12,7 @@ use model::{
     CollectionId, CollectionInfo, Consistency, Description, EngineTime, Error, ErrorKind, Gap, Loss, Part, Result,
     ScanItem, ScanStream, Selection, Skipped, Source,
 };
+use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use vault::{Access, BackupOptions, PointDetails, Vault, WriteOutcome};
@@ -47,6 +48,8 @@ pub struct BackupReport {
     pub skipped: Vec<Skipped>,
     /// History that was lost since the last point.
     pub gap: Option<Gap>,
+    /// What was read of each collection, in the order of reading.
+    pub collections: Vec<ReadCollection>,
     /// Documents read.
     pub documents: u64,
     /// Bytes read, attachments included.
@@ -55,6 +58,17 @@ pub struct BackupReport {
     pub took: Duration,
     /// What became of each vault, in the order in which they were given; at least one is well.
     pub vaults: Vec<VaultOutcome>,
+}
+
+/// What was read of one collection.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReadCollection {
+    /// Its name.
+    pub name: String,
+    /// Documents and attachments.
+    pub documents: u64,
+    /// Bytes, attachments included.
+    pub bytes: u64,
 }
 
 /// What became of one vault of a backup.
@@ -108,6 +122,7 @@ pub async fn backup(
         skipped: Vec::new(),
         times: None,
         uneven: false,
+        read: Vec::new(),
         names: HashMap::new(),
     };
     match backup.run(selection).await {
@@ -137,6 +152,7 @@ struct Backup<'a> {
     times: Option<(EngineTime, EngineTime)>,
     /// Whether collections came and went while they were read.
     uneven: bool,
+    read: Vec<ReadCollection>,
     /// Which collection has a name.
     names: HashMap<String, CollectionId>,
 }
@@ -238,6 +254,12 @@ impl Backup<'_> {
         if !again.is_empty() {
             return Err(Error::bug(format!("the collection {name} was to be read a third time")));
         }
+        let now = self.job.progress();
+        // A collection that is gone, or whose name is another's by now, is not in the point.
+        if self.names.get(name) == Some(&first.collection.id) {
+            let (documents, bytes) = (now.documents - before.documents, now.bytes - before.bytes);
+            self.read.push(ReadCollection { name: name.clone(), documents, bytes });
+        }
         match self.lanes.alive().is_empty() {
             true => Err(self.lanes.first_error()),
             false => Ok(()),
@@ -324,6 +346,7 @@ impl Backup<'_> {
                     self.times = Some(self.times.map_or((true_at, true_at), |(a, b)| (a.min(true_at), b.max(true_at))));
                 }
                 ScanItem::Gone => {
+                    self.names.retain(|_, known| *known != id);
                     ahead.skip(waiting);
                     self.lanes.discard(lanes, &id).await;
                     self.job.rewind(before);
@@ -372,6 +395,7 @@ impl Backup<'_> {
             losses: self.description.losses,
             skipped: details.skipped,
             gap: details.gap,
+            collections: self.read,
             documents: read.documents,
             bytes: read.bytes,
             took: began.elapsed(),

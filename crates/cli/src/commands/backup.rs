@@ -47,6 +47,9 @@ fn level(text: &str) -> Result<i32, String> {
     }
 }
 
+/// Collections up to which each one is listed for people, with what was read of it.
+const LISTED: usize = 12;
+
 /// Backs up.
 pub async fn run(args: Args, context: &Context) -> Outcome {
     let url = args.source.or(args.jobflow.map(|path| format!("jobflow:{path}"))).unwrap_or_default();
@@ -79,6 +82,12 @@ fn show(report: &BackupReport, ui: &Ui) -> Exit {
         ui.line(format!("gap: history since {} is lost: {}", time(gap.from.millis), gap.why));
         ui.json("gap", gap);
     }
+    if report.collections.len() <= LISTED {
+        for one in &report.collections {
+            ui.line(format!("{} collection: {}", one.name, several(one.documents, "document")));
+        }
+    }
+    report.collections.iter().for_each(|one| ui.json("collection", one));
     for outcome in &report.vaults {
         exit = exit.and(show_vault(outcome, ui));
     }

@@ -7,7 +7,7 @@ use crate::json;
 use crate::names;
 use crate::place::{Place, Way};
 use crate::retry::{self, drop_collection};
-use crate::target::{Target, fingerprint, sizes};
+use crate::target::{Removed, Target, fingerprint, sizes};
 use crate::views;
 use async_trait::async_trait;
 use bson::doc;
@@ -20,11 +20,14 @@ use model::{
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
 /// KiB of documents on their way to the server: each is in memory about four times.
 const UNDER_WAY: usize = 24 << 10;
+/// How long commands under way may take to end when a restore is given up.
+const ENDING: Duration = Duration::from_secs(10);
 /// Collections that are made, indexed or renamed side by side.
 const SIDE_BY_SIDE: usize = 4;
 
@@ -218,10 +221,22 @@ impl Session {
 
     /// Removes what was written, as far as nothing else was there before.
     async fn take_back(&self) -> Vec<String> {
-        self.writing.lock().await.shutdown().await;
-        let mut left = Vec::new();
+        let mut writing = self.writing.lock().await;
+        // A command that is cut short here may still run there, and make its collection anew.
+        let end = async { while writing.join_next().await.is_some() {} };
+        if tokio::time::timeout(ENDING, end).await.is_err() {
+            writing.shutdown().await;
+        }
+        let (mut left, mut is_reached) = (Vec::new(), true);
         for target in self.all() {
-            left.extend(target.remove().await);
+            match target.remove(is_reached).await {
+                Removed::All => {}
+                Removed::Not(what) => left.push(what),
+                Removed::Unreachable(what) => {
+                    is_reached = false;
+                    left.push(what);
+                }
+            }
         }
         left
     }

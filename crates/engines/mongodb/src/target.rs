@@ -165,7 +165,11 @@ impl Target {
         }
         let database = self.server.client().await?.database(&self.place.database);
         let collection = database.collection::<RawDocumentBuf>(&self.place.name);
-        match collection.find_one(doc! {}).await.map_err(|e| error::driver(format!("looking into {}", self.place.shown()), e))? {
+        match collection
+            .find_one(doc! {})
+            .await
+            .map_err(|e| error::driver(format!("looking into {}", self.place.shown()), e))?
+        {
             None => Ok(()),
             Some(_) => {
                 Err(Error::input(format!("documents were written to {} during the restore", self.place.shown()))
@@ -232,13 +236,15 @@ impl Target {
         if matches!(self.place.way, Way::View | Way::Users) {
             return Ok(());
         }
-        self.build_indexes(&self.place.name, true).await?;
+        let hint = "all else is restored: create the index or set expireAfterSeconds by hand";
+        self.build_indexes(&self.place.name, true).await.map_err(|e| e.hint(hint))?;
         let options = self.options();
         match options.options.get("expireAfterSeconds") {
             Some(seconds) if self.place.way != Way::Into => {
                 let command = doc! { "collMod": &self.place.name, "expireAfterSeconds": seconds.clone() };
                 let doing = || format!("setting the expiry of {}", self.place.shown());
-                retry::run(&self.server, &self.place.database, command, doing, |_, _| false).await.map(drop)
+                let done = retry::run(&self.server, &self.place.database, command, doing, |_, _| false).await;
+                done.map(drop).map_err(|e| e.hint(hint))
             }
             _ => Ok(()),
         }
@@ -269,25 +275,43 @@ impl Target {
         &self.scratch
     }
 
-    /// Takes back what was written; one line for what stays.
-    pub async fn remove(&self) -> Option<String> {
+    /// Takes back what was written, unless the server cannot be reached.
+    pub async fn remove(&self, is_reached: bool) -> Removed {
         let shown = self.place.shown();
         if self.place.way == Way::Into {
-            let (documents, _) = self.written();
-            return (documents > 0).then(|| format!("{shown}: {documents} documents that were written into it"));
+            return match self.written() {
+                (0, _) => Removed::All,
+                (documents, _) => Removed::Not(format!("{shown}: {documents} documents that were written into it")),
+            };
         }
         if !self.is_there.load(Ordering::Relaxed) {
-            return None;
+            return Removed::All;
         }
         let database = &self.place.database;
         // The sign that it is not complete goes last.
         for name in [self.writes_to(), &self.scratch] {
-            if let Err(e) = drop_collection(&self.server, database, name).await {
-                return Some(format!("{database}.{name}: what was written before ({})", e.message()));
+            let what = || format!("{database}.{name}: what was written of {shown}; the next restore of it removes it");
+            if !is_reached {
+                return Removed::Not(what());
+            }
+            match drop_collection(&self.server, database, name).await {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::Retry => return Removed::Unreachable(what()),
+                Err(e) => return Removed::Not(format!("{} ({})", what(), e.message())),
             }
         }
-        None
+        Removed::All
     }
+}
+
+/// What became of what was written.
+pub(crate) enum Removed {
+    /// Nothing is there any more.
+    All,
+    /// This stays.
+    Not(String),
+    /// This stays, and the server cannot be reached.
+    Unreachable(String),
 }
 
 async fn put_all(to: &Namespace, mut batch: Batch) -> Result<()> {

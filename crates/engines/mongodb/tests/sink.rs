@@ -600,6 +600,42 @@ async fn a_server_that_is_killed_is_waited_for() {
 }
 
 #[tokio::test]
+async fn giving_up_without_a_server_says_what_stays() {
+    let server = Arc::new(Mongod::start(Options::default()));
+    let to = Place::on(server.clone()).await;
+    let what = described("mongodb", &[("x.c", plain()), ("x.d", plain())]);
+    let url = format!("{}&serverSelectionTimeoutMS=50", server.url_of(&to.name));
+    let target = MongoSink::new(Arc::new(Server::new(url, None)));
+    let session = begin(&target, &what, &with(IfExists::Fail)).await.unwrap();
+    for name in ["x.c", "x.d"] {
+        session.write(batch_of(name, &[bytes(doc! { "_id": 1 })])).await.unwrap();
+    }
+    server.kill();
+    let left = session.abort().await.what;
+    assert!(left.len() == 2 && left[0].contains(".c.rewound-"), "{left:?}");
+    server.run();
+    restore(&sink(&to), &what, &[], &with(IfExists::Fail)).await.unwrap();
+    assert_eq!(names(&to).await, ["c", "d"]);
+}
+
+#[tokio::test]
+async fn a_time_series_of_somebody_else_is_never_taken_for_an_incomplete_one() {
+    let to = Place::new().await;
+    to.run(doc! { "create": "t", "timeseries": { "timeField": "t" } }).await;
+    to.insert("t", vec![doc! { "t": bson::DateTime::from_millis(0) }]).await;
+    // As an interrupted restore of a collection of that name leaves it.
+    to.insert("t.rewound-0123abcd", vec![doc! { "_id": 1 }]).await;
+    let series = doc! { "type": "timeseries", "options": { "timeseries": { "timeField": "t" } }, "indexes": [] };
+    let what = described("mongodb", &[("x.t", series)]);
+    let error = sink(&to).prepare(&what, &with(IfExists::Fail)).await.unwrap_err();
+    assert!(error.to_string().contains("1 buckets"), "{error}");
+    let session = begin(&sink(&to), &what, &with(IfExists::Replace)).await.unwrap();
+    assert_eq!(raw(&to, "t").await.len(), 1);
+    session.abort().await;
+    assert_eq!(names(&to).await, ["system.buckets.t", "system.views", "t"]);
+}
+
+#[tokio::test]
 async fn documents_of_other_engines() {
     let to = Place::new().await;
     let what = described("folder", &[("books", Document::new()), ("a.b", Document::new())]);
