@@ -54,7 +54,8 @@ fn event(n: &mut Numbers, i: i64) -> Document {
     let at = bson::DateTime::from_millis(1_700_000_000_000 + i * 700);
     let kind = ["click", "view", "buy", "leave"][n.below(4) as usize];
     doc! { "_id": ObjectId::from_bytes([&(i as u64).to_be_bytes()[..], &[1; 4]].concat().try_into().unwrap_or_default()),
-    "at": at, "user": n.below(100_000) as i64, "kind": kind, "x": n.below(1000) as i32, "y": n.below(1000) as i32, "ok": n.below(9) > 0 }
+    "at": at, "user": n.below(100_000) as i64, "kind": kind, "x": n.below(1000) as i32, "y": n.below(1000) as i32, "ok": n.below(9) > 0,
+    "path": n.words(6).replace(' ', "/"), "agent": n.words(9), "session": format!("{:016x}", n.next()) }
 }
 
 fn order(n: &mut Numbers, i: i64) -> Document {

@@ -18,13 +18,6 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::process::ExitCode;
 
-#[cfg(feature = "mimalloc")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-#[cfg(feature = "tikv-jemallocator")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 /// The `name=value` arguments.
 pub struct Arguments(HashMap<String, String>);
 

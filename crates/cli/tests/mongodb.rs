@@ -198,14 +198,41 @@ fn what_cannot_be_done_is_said() {
     assert!(!refused.err.contains("wrong-one"), "{}", refused.err);
     let mut command = host.command(&["backup", &url, "--to", "v"]);
     common::ran(command.env("REWOUND_PASSWORD", "s3cret").output().unwrap()).ends(0);
-    // Who may read but not write.
-    let restore = host
-        .command(&["restore", "v", "--into", &url])
-        .env("REWOUND_PASSWORD", "s3cret")
-        .env("REWOUND_IDENTITY", host.path("key.txt"))
-        .output()
-        .unwrap();
-    assert!(common::ran(restore).code == 0, "there is nothing to write");
+}
+
+#[test]
+fn roles_that_restores_need() {
+    let host = Host::ready();
+    let shop = Shop::new();
+    host.run(&["backup", &shop.url(), "--to", "v"]).ends(0);
+    let mongod = Mongod::start(Options { auth: true, ..Options::replica_set() });
+    // The first user may make others.
+    let root = doc! { "createUser": "root", "pwd": "pw", "roles": ["root"] };
+    assert_eq!(mongod.command(root).get_f64("ok").unwrap(), 1.0);
+    let restore = |user: &str, more: &[&str]| {
+        let url = format!("mongodb://{user}@{}/?directConnection=true&authSource=admin", mongod.host());
+        let arguments = [&["restore", "v", "--into", &url], more].concat();
+        let mut command = host.command(&arguments);
+        command.env("REWOUND_PASSWORD", "pw").env("REWOUND_IDENTITY", host.path("key.txt"));
+        common::ran(command.output().unwrap())
+    };
+    make_user(&mongod, "restorer", &["restore"]);
+    make_user(&mongod, "reader", &["readAnyDatabase"]);
+    let refused = restore("reader", &[]).fails(1, "not authorized");
+    assert!(refused.err.contains("docs/mongodb.md"), "{}", refused.err);
+    // `restore` alone may write, but not look at what is there, nor read back what it wrote.
+    restore("restorer", &["--no-verify"]).fails(1, "not authorized");
+    make_user(&mongod, "both", &["backup", "restore"]);
+    restore("both", &[]).ends(0);
+    restore("both", &["--if-exists", "replace"]).ends(0);
+}
+
+/// Lets the first user make another one.
+fn make_user(mongod: &Mongod, user: &str, roles: &[&str]) {
+    let url = format!("mongodb://root:pw@{}/?directConnection=true&authSource=admin", mongod.host());
+    let command = doc! { "createUser": user, "pwd": "pw", "roles": roles };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(mongo::Server::new(url, None).admin(command)).unwrap();
 }
 
 #[test]

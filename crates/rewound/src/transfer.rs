@@ -8,8 +8,8 @@ use crate::stop::{Stop, interrupted};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use model::{
-    AttachmentRef, AttachmentStore, Batch, CollectionInfo, Error, ErrorKind, Kind, RestorePlan, Result, ResultExt,
-    SinkSession,
+    AttachmentRef, AttachmentStore, Batch, CollectionInfo, Encoding, Error, ErrorKind, Kind, RestorePlan, Result,
+    ResultExt, SinkSession,
 };
 use serde::Serialize;
 use std::sync::Arc;
@@ -65,6 +65,8 @@ pub(crate) struct Sent {
     pub digest: Digest,
     /// When documents were there before: which ones were sent.
     pub seen: Option<Seen>,
+    /// How its documents are encoded.
+    pub encoding: Option<Encoding>,
 }
 
 /// What a restore or copy wrote.
@@ -234,6 +236,7 @@ impl Way<'_> {
 
     fn account(&self, sent: &mut Sent, batch: &Batch) {
         self.job.count(batch);
+        sent.encoding = Some(batch.encoding);
         for i in 0..batch.len() {
             sent.digest.add(self.keys.document(batch, i));
         }

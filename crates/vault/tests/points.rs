@@ -4,10 +4,11 @@
 mod common;
 
 use common::*;
+use model::{BatchBuilder, Consistency, Encoding, EngineTime, Kind};
 use proptest::prelude::*;
 use std::sync::Arc;
 use vault::storage::{MemoryStorage, Storage};
-use vault::{Access, BackupOptions, VerifyOptions};
+use vault::{Access, BackupOptions, PointDetails, VerifyOptions};
 
 fn memory(keys: &Keys) -> Arc<dyn Storage> {
     Arc::new(MemoryStorage::new(keys.seams.clock.clone()))
@@ -135,12 +136,16 @@ async fn an_unchanged_backup_adds_next_to_nothing_and_one_percent_adds_one_perce
 async fn a_full_backup_of_the_same_documents_finds_its_segments() {
     let keys = Keys::new(1);
     for plain in [true, false] {
-        let vault = init(memory(&keys), &keys, plain).await.unwrap();
+        let storage = memory(&keys);
+        let vault = init(storage.clone(), &keys, plain).await.unwrap();
         let world = big_world(1, 60_000);
         let (_, first) = backup(&vault, "s", &world, 1, options()).await.unwrap();
         let (_, other) = backup(&vault, "another source", &world, 1, options()).await.unwrap();
+        let filters = testkit::storage::list(&*storage, "filters/").await;
         let full = BackupOptions { full: true, ..options() };
         let (name, again) = backup(&vault, "s", &world, 2, full).await.unwrap();
+        // In whatever order the segments were stored, the filter is the same.
+        assert_eq!(testkit::storage::list(&*storage, "filters/").await, filters);
         for manifest in [&other, &again] {
             assert!(
                 manifest.totals.stored * 10 < first.totals.stored,
@@ -260,4 +265,42 @@ async fn many_tiny_collections_share_few_objects() {
     let (name, manifest) = backup(&vault, "s", &world, 2, options()).await.unwrap();
     assert_eq!(manifest.totals.changed, 1);
     assert!(same(&restore(&vault, &point(&vault, &name).await).await.unwrap(), &world));
+}
+
+/// What was discarded while a run went on stays in segments that are stored already, and in their
+/// key filters, but is no version of anything.
+#[tokio::test]
+async fn find_does_not_show_what_was_discarded() {
+    let keys = Keys::new(8);
+    let vault = init(memory(&keys), &keys, false).await.unwrap();
+    let world = World::from([("c".to_owned(), Model::default())]);
+    let run = vault.start_run(&description("s", &world), options()).await.unwrap();
+    let info = info("c", false);
+    let write = async |version: &str, documents: std::ops::Range<usize>| {
+        run.begin(&info).await.unwrap();
+        for i in documents {
+            let body = format!("\"{version}{}\"", "x".repeat(1 << 20));
+            let mut builder = BatchBuilder::new(info.id.clone(), Kind::Document, Encoding::Json);
+            builder.push(format!("k{i}").as_bytes(), body.as_bytes());
+            run.write(builder.take()).await.unwrap();
+        }
+    };
+    // More than a segment each time.
+    write("old", 0..30).await;
+    run.discard(&info.id).await;
+    write("new", 0..20).await;
+    run.end(&info.id).await.unwrap();
+    let details = PointDetails {
+        time: EngineTime::wall(1000),
+        consistency: Consistency::OneTime,
+        position: None,
+        gap: None,
+        skipped: Vec::new(),
+    };
+    run.commit(details).await.unwrap();
+    for i in 0..30 {
+        let found = vault.find("c", format!("k{i}").as_bytes(), None).await.unwrap();
+        let versions: Vec<_> = found.iter().map(|v| std::str::from_utf8(&v.body[1..4]).unwrap()).collect();
+        assert_eq!(versions, if i < 20 { vec!["new"] } else { vec![] }, "k{i}");
+    }
 }

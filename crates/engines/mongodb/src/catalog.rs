@@ -4,7 +4,7 @@ use crate::connect::Server;
 use crate::error;
 use bson::{Bson, Document, doc};
 use futures::{StreamExt, TryStreamExt};
-use model::{CollectionId, CollectionInfo, Error, Result};
+use model::{CollectionId, CollectionInfo, Error, Loss, Result};
 use serde_json::{Map, Value, json};
 
 /// What a namespace is.
@@ -157,7 +157,7 @@ pub(crate) async fn databases(server: &Server) -> Result<Vec<String>> {
 
 /// The collections of a database by name, without their indexes; system collections are left out,
 /// but for `system.js`, which holds users' functions. The second list names what was left out.
-pub(crate) async fn collections(server: &Server, database: &str) -> Result<(Vec<Listed>, Vec<String>)> {
+pub(crate) async fn collections(server: &Server, database: &str) -> Result<(Vec<Listed>, Vec<Loss>)> {
     let what = || format!("listing the collections of the database {database}");
     let client = server.client().await?;
     let listing = client.database(database).list_collections().await.map_err(|e| error::driver(what(), e))?;
@@ -173,7 +173,7 @@ pub(crate) async fn collections(server: &Server, database: &str) -> Result<(Vec<
         let name = name_of(spec);
         if name.starts_with("system.") && name != "system.js" {
             if !name.starts_with("system.buckets.") && name != "system.views" {
-                left_out.push(format!("{database}.{name}"));
+                left_out.push(Loss { what: format!("{database}.{name}"), why: "it belongs to the server".into() });
             }
             continue;
         }

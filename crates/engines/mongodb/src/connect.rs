@@ -5,6 +5,7 @@ use bson::{Document, doc};
 use model::{EngineTime, Error, Result};
 use mongodb::Client;
 use mongodb::options::{ClientOptions, Credential, ReadPreference, SelectionCriteria};
+use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// A connection to MongoDB, made on first use; its clones share it.
@@ -133,6 +134,8 @@ async fn open(url: &str, password: Option<&str>) -> Result<Opened> {
     };
     let mut options = ClientOptions::parse(url).await.map_err(wrong)?;
     options.app_name.get_or_insert_with(|| "rewound".into());
+    // A wrong name should not take half a minute; what can be waited for is tried again anyway.
+    options.server_selection_timeout.get_or_insert(Duration::from_secs(10));
     if let Some(password) = password {
         // A user without a password makes the driver's URL parser refuse or leave it empty.
         match &mut options.credential {

@@ -82,6 +82,16 @@ pub(crate) fn is_scratch_of(candidate: &str, database: &str, name: &str) -> bool
     run.filter(is_run).is_some_and(|run| scratch(database, name, run) == candidate)
 }
 
+/// Whether this is the name of a scratch collection of whatever collection.
+pub(crate) fn is_scratch(candidate: &str) -> bool {
+    let is_hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let by_run = candidate.rsplit_once(SCRATCH).is_some_and(|(_, run)| is_hex(run, RUN));
+    let hashed = candidate.strip_prefix("rewound-").and_then(|rest| rest.split_once('-'));
+    by_run || hashed.is_some_and(|(run, hash)| is_hex(run, RUN) && is_hex(hash, 16))
+}
+
 /// FNV-1a: the same in every version of Rewound.
 fn hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
@@ -105,6 +115,17 @@ mod tests {
             options.rename.push((name.into(), new.into()));
         }
         target(&Engine::new(engine), &info, &options, home)
+    }
+
+    #[test]
+    fn every_scratch_name_is_known_as_one() {
+        for name in ["a", "a.b", &"l".repeat(250), "system.js"] {
+            let scratch = scratch("db", name, "0123abcd");
+            assert!(is_scratch(&scratch) && is_scratch_of(&scratch, "db", name), "{scratch}");
+        }
+        for name in ["a", "rewound-x", "a.rewound-2024", "rewound-0123abcd"] {
+            assert!(!is_scratch(name), "{name}");
+        }
     }
 
     #[test]

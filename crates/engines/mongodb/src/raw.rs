@@ -135,6 +135,64 @@ pub fn sequence(buffer: &[u8], docs: &mut Vec<Doc>) -> Result<usize, usize> {
     Ok(at)
 }
 
+/// Where the structure of a document is not what a server would store: lengths that do not fit into
+/// each other, a type that does not exist, a text without its end. None if it is sound. `nested` is
+/// room to work in, for whoever checks many.
+pub fn flaw(document: &[u8], nested: &mut Vec<usize>) -> Option<usize> {
+    if document_len(document) != Some(document.len()) {
+        return Some(0);
+    }
+    nested.clear();
+    nested.push(document.len() - 1);
+    let mut at = 4;
+    // Documents within documents, without recursion: each ends at the byte that `nested` says.
+    while let Some(end) = nested.last().copied() {
+        let kind = document[at];
+        if at == end {
+            if kind != 0 {
+                return Some(at);
+            }
+            nested.pop();
+            at += 1;
+            continue;
+        }
+        let inside = &document[..end];
+        let Some(name) = inside[at + 1..].iter().position(|b| *b == 0).filter(|_| kind != 0) else { return Some(at) };
+        let value = at + 1 + name + 1;
+        let Some(length) = value_len(kind, &inside[value..]) else { return Some(at) };
+        let number = |at: usize| inside.get(at..at + 4)?.try_into().ok().map(i32::from_le_bytes);
+        // Where a text of this length would end, counted from its length field.
+        let text_end = |at: usize| {
+            let length = usize::try_from(number(at)?).ok().filter(|n| *n > 0)?;
+            let end = at.checked_add(4)?.checked_add(length)?;
+            (inside.get(end - 1) == Some(&0)).then_some(end)
+        };
+        let inner = match kind {
+            0x03 | 0x04 => Some(value),
+            0x0F => text_end(value + 4),
+            _ => None,
+        };
+        let is_sound = match kind {
+            0x02 | 0x0D | 0x0E | 0x0C => text_end(value).is_some(),
+            0x08 => inside[value] <= 1,
+            0x03 | 0x04 | 0x0F => inner.is_some_and(|inner| {
+                let said = number(inner).and_then(|n| usize::try_from(n).ok()).filter(|n| *n >= 5);
+                said.and_then(|said| inner.checked_add(said)) == Some(value + length)
+            }),
+            _ => true,
+        };
+        match inner {
+            _ if !is_sound => return Some(at),
+            Some(inner) => {
+                nested.push(value + length - 1);
+                at = inner + 4;
+            }
+            None => at = value + length,
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -182,6 +240,37 @@ mod tests {
         assert_eq!(sequence(b"\x04\0\0\0\0", &mut docs), Err(0));
     }
 
+    #[test]
+    fn structure_is_checked() {
+        let document = all_types();
+        let bytes = RawDocumentBuf::try_from(&document).unwrap().into_bytes();
+        let mut nested = Vec::new();
+        assert_eq!(flaw(&bytes, &mut nested), None);
+        assert_eq!(flaw(b"\x05\0\0\0\0", &mut nested), None);
+        for cut in 0..bytes.len() {
+            assert!(flaw(&bytes[..cut], &mut nested).is_some());
+        }
+        let (mut at, mut refused) = (4, 0);
+        while let Some(e) = element(&bytes, at) {
+            // A type that does not exist, in the place of each.
+            let mut wrong = bytes.clone();
+            wrong[at] = 0x20;
+            assert_eq!(flaw(&wrong, &mut nested), Some(at));
+            refused += 1;
+            at = e.end;
+        }
+        assert_eq!(refused, document.len());
+        for (wrong, at) in [
+            (&b"\x09\0\0\0\x08a\0\x02\0"[..], 4),
+            (b"\x0d\0\0\0\x02a\0\0\0\0\0\0\0", 4),
+            (b"\x0d\0\0\0\x03a\0\x04\0\0\0\0\0", 4),
+            (b"\x0d\0\0\0\x03a\0\x06\0\0\0\0\0", 4),
+            (b"\x06\0\0\0\0\0", 4),
+        ] {
+            assert_eq!(flaw(wrong, &mut nested), Some(at), "{wrong:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_walked_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0usize..210) {
@@ -189,6 +278,7 @@ mod tests {
             let _ = doc(&bytes, at);
             let _ = array(&bytes, at, &mut Vec::new());
             let _ = sequence(&bytes, &mut Vec::new());
+            let _ = flaw(&bytes, &mut Vec::new());
         }
 
         #[test]
@@ -199,6 +289,11 @@ mod tests {
             let mut from = 4;
             while let Some(e) = element(&bytes, from) { from = e.end; }
             let _ = sequence(&bytes, &mut Vec::new());
+            // What has a sound structure the driver's decoder walks, too.
+            if flaw(&bytes, &mut Vec::new()).is_none() {
+                let raw = bson::RawDocument::from_bytes(&bytes).unwrap();
+                for element in raw.iter_elements() { element.unwrap(); }
+            }
         }
     }
 }

@@ -160,7 +160,7 @@ impl Session {
         self.take_over_users().await?;
         self.each(Target::unmark).await?;
         let mut one_each: BTreeMap<&str, &Target> = BTreeMap::new();
-        for target in self.all().filter(|t| t.place.way != Way::View) {
+        for target in self.all().filter(|t| !matches!(t.place.way, Way::View | Way::Users)) {
             one_each.insert(&target.place.database, target);
         }
         for target in one_each.values() {

@@ -4,6 +4,7 @@ use crate::catalog::{self, CollectionKind, Listed};
 use crate::connect::{Server, ServerInfo, timestamp};
 use crate::error;
 use crate::keys;
+use crate::names;
 use crate::scan::{self, ReadTime, Scan, Token, Walk};
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
@@ -87,7 +88,7 @@ impl MongoSource {
     }
 
     /// All collections of the databases meant, without indexes, and what is left out.
-    async fn list(&self, databases: &[String], users: bool) -> Result<(Vec<Listed>, Vec<String>)> {
+    async fn list(&self, databases: &[String], users: bool) -> Result<(Vec<Listed>, Vec<Loss>)> {
         let mut listing = Vec::new();
         for database in databases {
             listing.push(self.list_database(database, users));
@@ -97,13 +98,19 @@ impl MongoSource {
         Ok((listed.into_iter().flatten().collect(), left_out.into_iter().flatten().collect()))
     }
 
-    async fn list_database(&self, database: &str, users: bool) -> Result<(Vec<Listed>, Vec<String>)> {
+    async fn list_database(&self, database: &str, users: bool) -> Result<(Vec<Listed>, Vec<Loss>)> {
         if database == "admin" && self.only_database().await?.is_none() {
             // Here only for its users.
             let listed = if users { catalog::users(&self.server).await? } else { Vec::new() };
             return Ok((listed, Vec::new()));
         }
-        catalog::collections(&self.server, database).await
+        let (listed, mut left_out) = catalog::collections(&self.server, database).await?;
+        let (scratch, listed) = listed.into_iter().partition::<Vec<_>, _>(|l| names::is_scratch(&l.name));
+        left_out.extend(scratch.iter().map(|l| Loss {
+            what: l.namespace(),
+            why: "it is what a restore that is under way or was interrupted has written".into(),
+        }));
+        Ok((listed, left_out))
     }
 
     async fn identity(&self, info: &ServerInfo, database: Option<&str>) -> String {
@@ -353,7 +360,6 @@ impl Source for MongoSource {
         let database = self.only_database().await?;
         let (mut listed, left_out) = self.list(&self.databases(None).await?, false).await?;
         catalog::add_indexes(&self.server, &mut listed).await?;
-        let losses = left_out.into_iter().map(|what| Loss { what, why: "it belongs to the server".into() });
         Ok(Description {
             engine: Engine::new("mongodb"),
             identity: self.identity(&info, database.as_deref()).await,
@@ -361,7 +367,7 @@ impl Source for MongoSource {
             version: info.version.clone(),
             feed: if info.set.is_some() { FeedKind::EveryChange } else { FeedKind::LatestState },
             collections: listed.iter().map(Listed::info).collect(),
-            losses: losses.collect(),
+            losses: left_out,
         })
     }
 

@@ -14,12 +14,16 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// Something of that name is there: NamespaceExists.
 const NAMESPACE_EXISTS: i32 = 48;
 /// Bytes that are copied at a time.
 const COPIED: usize = 1 << 20;
+
+/// How long dropping a collection may take when a restore is given up.
+const GIVING_UP: Duration = Duration::from_secs(5);
 
 /// A collection that is written.
 pub(crate) struct Target {
@@ -260,12 +264,9 @@ impl Target {
 
     /// Waits until all that was written survives the loss of a server's memory.
     pub async fn settle(&self) -> Result<()> {
-        // Deletes nothing, and is acknowledged when all before it is on disk; there need not be such a
-        // collection.
-        let command = doc! {
-            "delete": &self.scratch, "deletes": [{ "q": { "_id": { "$in": [] } }, "limit": 0 }],
-            "writeConcern": { "w": "majority", "j": true },
-        };
+        // Changes nothing, and is acknowledged when all before it is on disk. Unlike a delete that
+        // deletes nothing, the role `restore` may do it.
+        let command = doc! { "collMod": &self.place.name, "writeConcern": { "w": "majority", "j": true } };
         let doing = || format!("making {} durable", self.place.database);
         retry::run(&self.server, &self.place.database, command, doing, |_, _| false).await.map(drop)
     }
@@ -294,10 +295,12 @@ impl Target {
             if !is_reached {
                 return Removed::Not(what());
             }
-            match drop_collection(&self.server, database, name).await {
-                Ok(()) => {}
-                Err(e) if e.kind() == ErrorKind::Retry => return Removed::Unreachable(what()),
-                Err(e) => return Removed::Not(format!("{} ({})", what(), e.message())),
+            let dropping = drop_collection(&self.server, database, name);
+            match tokio::time::timeout(GIVING_UP, dropping).await {
+                Ok(Ok(())) => {}
+                Err(_) => return Removed::Unreachable(what()),
+                Ok(Err(e)) if e.kind() == ErrorKind::Retry => return Removed::Unreachable(what()),
+                Ok(Err(e)) => return Removed::Not(format!("{} ({})", what(), e.message())),
             }
         }
         Removed::All

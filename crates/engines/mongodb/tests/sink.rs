@@ -338,7 +338,8 @@ async fn what_an_insert_would_change_stays() {
         let mut found = raw(&to, &name[2..]).await;
         let mut expected = documents.clone();
         if name == "x.c" {
-            (found.sort(), expected.sort());
+            found.sort();
+            expected.sort();
         }
         assert_eq!(found, expected);
     }
@@ -352,7 +353,8 @@ async fn what_an_insert_would_change_stays() {
     assert_eq!(report.documents, documents.len() as u64);
     documents.push(bytes(doc! { "_id": "stays" }));
     let mut found = raw(&to, "c").await;
-    (found.sort(), documents.sort());
+    found.sort();
+    documents.sort();
     assert_eq!(found, documents);
 }
 
@@ -424,7 +426,8 @@ async fn batches_may_come_twice_and_side_by_side() {
     for name in ["a", "b"] {
         let mut found = raw(&to, name).await;
         let mut expected = many.clone();
-        (found.sort(), expected.sort());
+        found.sort();
+        expected.sort();
         assert_eq!(found, expected);
     }
 }
@@ -595,7 +598,8 @@ async fn a_server_that_is_killed_is_waited_for() {
     assert_eq!(report.documents, many.len() as u64);
     let mut found = raw(&to, "c").await;
     let mut expected = many;
-    (found.sort(), expected.sort());
+    found.sort();
+    expected.sort();
     assert!(found == expected);
 }
 
@@ -651,7 +655,8 @@ async fn documents_of_other_engines() {
     let oid = bson::oid::ObjectId::parse_str("0123456789abcdef01234567").unwrap();
     let mut found = raw(&to, "books").await;
     let mut expected = vec![bytes(doc! { "_id": "one", "n": 1, "deep": oid }), bytes(doc! { "_id": 7, "a": 2.5 })];
-    (found.sort(), expected.sort());
+    found.sort();
+    expected.sort();
     assert_eq!(found, expected);
 
     let session = begin(&target, &what, &with(IfExists::Merge)).await.unwrap();
