@@ -3,6 +3,7 @@
 use crate::commands::Command;
 use clap::{Args, Parser, ValueEnum};
 use model::{IfExists, RestoreOptions, Selection};
+use rewound::registry::Reach;
 
 /// Any document database, back at any second.
 #[derive(Debug, Parser)]
@@ -116,6 +117,9 @@ pub struct WriteArgs {
     /// Go on although the target cannot hold everything exactly
     #[arg(long)]
     pub allow_loss: bool,
+    /// Compress each file of a dump (mongodump:DIR)
+    #[arg(long)]
+    pub gzip: bool,
     /// Do not read the target back to prove that it is exact
     #[arg(long)]
     pub no_verify: bool,
@@ -131,6 +135,11 @@ impl WriteArgs {
         };
         self.rename.iter().try_for_each(|r| options.add_rename(r))?;
         Ok(options)
+    }
+
+    /// How to reach the target.
+    pub fn reach(&self, reach: &Reach) -> Reach {
+        Reach { gzip: self.gzip, ..reach.clone() }
     }
 
     /// Whether and how to go on.

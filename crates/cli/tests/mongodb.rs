@@ -288,3 +288,31 @@ fn a_server_that_dies_during_a_restore() {
     assert!(left.is_empty(), "{left:?}");
     fs::remove_dir_all(host.path("v")).unwrap();
 }
+
+#[test]
+fn dumps_of_mongodump() {
+    let shop = Shop::new();
+    let host = Host::ready();
+    for gzip in [&["--gzip"][..], &[]] {
+        let dump = if gzip.is_empty() { "mongodump:plain" } else { "mongodump:zipped" };
+        host.read(&[&["copy", &shop.url(), dump], gzip].concat()).ends(0);
+        host.read(&[&["copy", &shop.url(), dump], gzip].concat()).fails(1, "");
+        let back = shop.mongod.database_name();
+        host.read(&["copy", dump, &shop.mongod.url_of(&back)]).ends(0);
+        shop.assert_same(&shop.mongod, &back);
+    }
+    assert!(host.path(&format!("plain/{}/odd%2Fn%C3%A4me.x.bson", shop.name)).exists());
+    assert!(host.path(&format!("zipped/{}/orders.metadata.json.gz", shop.name)).exists());
+
+    // Through a vault, and what is damaged is refused before the target is touched.
+    host.run(&["backup", "mongodump:plain", "--to", "v"]).ends(0);
+    let other = Mongod::start(Options::default());
+    host.read(&["restore", "v", "--into", &other.url()]).ends(0);
+    shop.assert_same(&other, &shop.name);
+    let orders = host.path(&format!("plain/{}/orders.bson", shop.name));
+    let bytes = fs::read(&orders).unwrap();
+    fs::write(&orders, &bytes[..bytes.len() - 3]).unwrap();
+    let target = other_database(&shop);
+    host.read(&["copy", "mongodump:plain", &target]).fails(1, "orders.bson");
+    host.run(&["backup", "mongodump:plain", "--to", "v"]).fails(1, "orders.bson");
+}

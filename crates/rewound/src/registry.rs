@@ -1,6 +1,7 @@
 //! What a URL means: the one table of engines, and how vaults are opened.
 
 use model::{Encoding, Engine, Error, ErrorKind, Result, Sink, Source};
+use mongo::dump::{DumpSink, DumpSource};
 use mongo::jobflow::{JobflowSink, JobflowSource, Project};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub struct Reach {
     pub password: Option<String>,
     /// How many pieces are read or written side by side; none leaves it to the engine.
     pub concurrency: Option<usize>,
+    /// Whether the files of a dump are compressed, each for itself.
+    pub gzip: bool,
 }
 
 impl fmt::Debug for Reach {
@@ -54,6 +57,15 @@ const ENGINES: &[Entry] = &[
         example: "mongodb+srv://HOST[/DATABASE]",
         source: mongodb_source,
         target: mongodb_target,
+    },
+    Entry {
+        scheme: "mongodump",
+        example: "mongodump:DIR",
+        source: |_, path, _| Ok(Arc::new(DumpSource::new(path))),
+        target: |_, path, reach| {
+            let sink = Arc::new(DumpSink::new(path).gzip(reach.gzip));
+            Ok(Target { sink, source: Arc::new(DumpSource::new(path)), folder: Some(PathBuf::from(path)) })
+        },
     },
     Entry {
         scheme: "jobflow",

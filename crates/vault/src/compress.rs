@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn zstd_reads_what_is_stored() {
         for size in [0, 1, 255, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1_000_003] {
-            let plain: Vec<u8> = (0..size).map(|i| (i * 31 >> 3) as u8).collect();
+            let plain: Vec<u8> = (0..size).map(|i| ((i * 31) >> 3) as u8).collect();
             for level in [NONE, 1] {
                 let mut frame = vec![9; 5];
                 Compressor::new(level).unwrap().frame(&plain, &mut frame).unwrap();

@@ -33,10 +33,11 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
                 .hint("use `rewound backup SOURCE --to VAULT`"),
         ));
     }
-    let target = registry::target(&args.target, &context.reach).or_usage()?;
+    let target = registry::target(&args.target, &args.write.reach(&context.reach)).or_usage()?;
     let options = args.write.options(args.skip_bad).or_usage()?;
     if registry::is_vault(&args.source) {
-        let way = Way { into: &args.target, dry_run: args.write.dry_run, consent: args.write.consent() };
+        let reach = args.write.reach(&context.reach);
+        let way = Way { into: &args.target, reach: &reach, dry_run: args.write.dry_run, consent: args.write.consent() };
         return restore(context, "copy", &args.source, &PointChoice::default(), options, way).await;
     }
     let source = registry::source(&args.source, &context.reach).or_usage()?;

@@ -76,7 +76,15 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
                 ..RestoreOptions::default()
             };
             let consent = Consent { allow_loss: false, verify: true };
-            restore(context, "find", &args.vault, &choice, options, Way { into, dry_run: false, consent }).await
+            restore(
+                context,
+                "find",
+                &args.vault,
+                &choice,
+                options,
+                Way { into, reach: &context.reach, dry_run: false, consent },
+            )
+            .await
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::ui::format::time;
 use model::RestoreOptions;
 use rewound::choose::PointChoice;
 use rewound::exit::Exit;
-use rewound::registry;
+use rewound::registry::{self, Reach};
 use rewound::restore::{Consent, Restore};
 use rewound::time::At;
 use serde_json::json;
@@ -39,14 +39,15 @@ pub struct Args {
 /// Restores.
 pub async fn run(args: Args, context: &Context) -> Outcome {
     let into = args.into.or(args.jobflow.map(|path| format!("jobflow:{path}"))).unwrap_or_default();
-    registry::target(&into, &context.reach).or_usage()?;
+    registry::target(&into, &args.write.reach(&context.reach)).or_usage()?;
     let at = args.at.as_deref().map(|text| At::parse(text, &jiff::Zoned::now())).transpose().or_usage()?;
     if let Some(at) = &at {
         context.ui.note(format!("--at means {}", at.in_full()));
     }
     let choice = PointChoice { source: args.source, point: args.point, at };
     let options = args.write.options(false).or_usage()?;
-    let way = Way { into: &into, dry_run: args.write.dry_run, consent: args.write.consent() };
+    let reach = args.write.reach(&context.reach);
+    let way = Way { into: &into, reach: &reach, dry_run: args.write.dry_run, consent: args.write.consent() };
     restore(context, "restore", &args.vault, &choice, options, way).await
 }
 
@@ -54,6 +55,8 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
 pub struct Way<'a> {
     /// The target.
     pub into: &'a str,
+    /// How to reach it.
+    pub reach: &'a Reach,
     /// Only show what would be done.
     pub dry_run: bool,
     /// What the user accepts.
@@ -69,7 +72,7 @@ pub async fn restore(
     options: RestoreOptions,
     way: Way<'_>,
 ) -> Outcome {
-    let target = registry::target(way.into, &context.reach).or_usage()?;
+    let target = registry::target(way.into, way.reach).or_usage()?;
     let vault = context.vault(vault).await?;
     let restore = Restore::prepare(&context.job, &vault, target, choice, options).await?;
     let (ui, point) = (&context.ui, restore.point.clone());

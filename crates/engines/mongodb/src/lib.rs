@@ -3,6 +3,7 @@
 mod catalog;
 mod command;
 mod connect;
+pub mod dump;
 mod error;
 mod indexes;
 mod insert;
@@ -23,5 +24,6 @@ mod views;
 
 pub use catalog::{CollectionKind, Options};
 pub use connect::{Server, ServerInfo};
+pub use dump::{DumpSink, DumpSource};
 pub use sink::MongoSink;
 pub use source::MongoSource;

@@ -4,7 +4,6 @@
 mod common;
 
 use bson::{Bson, doc};
-use common::Place;
 use model::{ErrorKind, Plan, Selection, Source};
 use mongo::{MongoSource, Server};
 use std::sync::Arc;
