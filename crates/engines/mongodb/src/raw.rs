@@ -289,10 +289,11 @@ mod tests {
             let mut from = 4;
             while let Some(e) = element(&bytes, from) { from = e.end; }
             let _ = sequence(&bytes, &mut Vec::new());
-            // What has a sound structure the driver's decoder walks, too.
+            // What has a sound structure can be walked to its end.
             if flaw(&bytes, &mut Vec::new()).is_none() {
-                let raw = bson::RawDocument::from_bytes(&bytes).unwrap();
-                for element in raw.iter_elements() { element.unwrap(); }
+                let mut from = 4;
+                while let Some(e) = element(&bytes, from) { from = e.end; }
+                assert_eq!(from, bytes.len() - 1);
             }
         }
     }

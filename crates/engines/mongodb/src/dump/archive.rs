@@ -105,14 +105,8 @@ fn read_all<R: Read>(window: &mut Window<R>, index: &mut Index) -> Result<(), St
         if listed.is_series {
             known.insert((database.clone(), format!("{BUCKETS}{name}")), listed.namespace.clone());
         }
-        let empty = Stored {
-            ranges: Vec::new(),
-            documents: 0,
-            bytes: 0,
-            flaw: None,
-            crc: Crc64::new(),
-            has_ended: false,
-        };
+        let empty =
+            Stored { ranges: Vec::new(), documents: 0, bytes: 0, flaw: None, crc: Crc64::new(), has_ended: false };
         index.stored.insert(listed.namespace.clone(), empty);
     }
     loop {
@@ -212,7 +206,8 @@ fn header(document: &[u8]) -> Result<Header, String> {
     let fields = Fields::of(document)?;
     let namespace = (fields.text("db")?.to_owned(), fields.text("collection")?.to_owned());
     match (fields.0.get("EOF"), fields.0.get("CRC")) {
-        (Ok(Some(RawBsonRef::Boolean(is_end))), Ok(Some(RawBsonRef::Int64(crc)))) => {
+        // Only the end of a collection has a checksum.
+        (Ok(Some(RawBsonRef::Boolean(is_end))), Ok(Some(RawBsonRef::Int64(crc)))) if is_end || crc == 0 => {
             Ok(Header { namespace, is_end, crc: crc as u64 })
         }
         _ => Err("this is no header of a block".into()),

@@ -87,7 +87,9 @@ fn plan(path: &Path, gzip: bool, what: &Description, options: &RestoreOptions) -
     let mut phases = Vec::new();
     match found {
         Found::Absent => phases.push(format!("write {count} as a dump{how} to a hidden folder beside {shown}")),
-        Found::Empty | Found::Full => phases.push(format!("write {count} as a dump{how} to a hidden folder in {shown}")),
+        Found::Empty | Found::Full => {
+            phases.push(format!("write {count} as a dump{how} to a hidden folder in {shown}"))
+        }
     }
     if found == Found::Full {
         let files: Vec<Files> = places.into_iter().map(|(files, _)| files).collect();

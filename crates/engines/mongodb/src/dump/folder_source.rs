@@ -123,11 +123,7 @@ fn entries(folder: &Path) -> Result<Vec<Found>> {
         let name = entry.file_name();
         // Links are followed, as mongorestore does.
         let is_folder = fs::metadata(entry.path()).is_ok_and(|m| m.is_dir());
-        found.push(Found {
-            name: name.to_string_lossy().into_owned(),
-            is_text: name.to_str().is_some(),
-            is_folder,
-        });
+        found.push(Found { name: name.to_string_lossy().into_owned(), is_text: name.to_str().is_some(), is_folder });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
@@ -201,7 +197,7 @@ fn collections(
             },
         };
         let told = metadata.as_ref().is_some_and(|m| m.name.is_some());
-        if name.is_none() && !told {
+        if name.is_none() && !told && !names::is_cut(&stem) {
             refuse(ErrorKind::Input, shown, "its name is not one that mongodump makes".into());
             continue;
         }

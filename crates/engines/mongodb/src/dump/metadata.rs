@@ -16,8 +16,7 @@ pub(crate) struct Metadata {
 impl Metadata {
     /// Of a collection that has none.
     pub fn none() -> Metadata {
-        let options =
-            Options { kind: CollectionKind::Collection, options: Document::new(), indexes: Vec::new() };
+        let options = Options { kind: CollectionKind::Collection, options: Document::new(), indexes: Vec::new() };
         Metadata { options, uuid: None, name: None }
     }
 
@@ -73,6 +72,9 @@ impl Metadata {
     pub fn to_text(&self) -> String {
         let extended = |d: &Document| Bson::Document(d.clone()).into_canonical_extjson();
         let mut object = Map::new();
+        if !self.options.options.is_empty() {
+            object.insert("options".into(), extended(&self.options.options));
+        }
         object.insert("indexes".into(), self.options.indexes.iter().map(extended).collect());
         if let Some(uuid) = self.uuid {
             let digits: String = uuid.bytes().iter().map(|b| format!("{b:02x}")).collect();
@@ -82,9 +84,6 @@ impl Metadata {
             object.insert("collectionName".into(), name.clone().into());
         }
         object.insert("type".into(), self.options.kind.word().into());
-        if !self.options.options.is_empty() {
-            object.insert("options".into(), extended(&self.options.options));
-        }
         Value::Object(object).to_string()
     }
 }
@@ -97,7 +96,8 @@ pub(crate) fn prelude_version(text: &[u8]) -> Result<String, String> {
 
 /// The text of `prelude.json`.
 pub(crate) fn prelude(server_version: &str) -> String {
-    json!({ "ServerVersion": server_version, "ToolVersion": concat!("rewound ", env!("CARGO_PKG_VERSION")) }).to_string()
+    json!({ "ServerVersion": server_version, "ToolVersion": concat!("rewound ", env!("CARGO_PKG_VERSION")) })
+        .to_string()
 }
 
 #[cfg(test)]
@@ -108,8 +108,8 @@ mod tests {
     #[test]
     fn what_mongodump_writes_comes_out_the_same() {
         let texts = [
-            r#"{"indexes":[{"v":{"$numberInt":"2"},"key":{"_id":{"$numberInt":"1"}},"name":"_id_"},{"v":{"$numberInt":"2"},"key":{"z":{"$numberDouble":"-1.0"},"a":"text"},"name":"x","expireAfterSeconds":{"$numberInt":"5"}}],"uuid":"0123456789abcdef0123456789abcdef","collectionName":"with/slash","type":"collection","options":{"capped":true,"size":{"$numberInt":"4096"}}}"#,
-            r#"{"indexes":[],"collectionName":"v","type":"view","options":{"viewOn":"t","pipeline":[{"$match":{"a":{"$gt":{"$numberLong":"1"}}}}]}}"#,
+            r#"{"options":{"capped":true,"size":{"$numberInt":"4096"}},"indexes":[{"v":{"$numberInt":"2"},"key":{"_id":{"$numberInt":"1"}},"name":"_id_"},{"v":{"$numberInt":"2"},"key":{"z":{"$numberDouble":"-1.0"},"a":"text"},"name":"x","expireAfterSeconds":{"$numberInt":"5"}}],"uuid":"0123456789abcdef0123456789abcdef","collectionName":"with/slash","type":"collection"}"#,
+            r#"{"options":{"viewOn":"t","pipeline":[{"$match":{"a":{"$gt":{"$numberLong":"1"}}}}]},"indexes":[],"collectionName":"v","type":"view"}"#,
         ];
         for text in texts {
             let metadata = Metadata::parse(text.as_bytes()).unwrap();

@@ -112,7 +112,8 @@ mod tests {
     fn long_names_are_cut_and_hashed() {
         let name = "я".repeat(60);
         let stem = file_stem(&name);
-        assert_eq!((stem.len(), &stem[200..211]), (238, "D1%8F%D1%24"));
+        // What mongodump 100.x makes of this name.
+        assert_eq!(stem, format!("{}%D1%%24Up4i4r_CNAf_GKrFKUqy_5hQeHQ", "%D1%8F".repeat(34)));
         assert!(is_cut(&stem) && !is_cut(&file_stem(&"x".repeat(238))));
         assert_ne!(stem, file_stem(&"я".repeat(61)));
     }

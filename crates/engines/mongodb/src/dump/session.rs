@@ -5,7 +5,7 @@ use super::folder_sink::Prepared;
 use super::folder_source::{PRELUDE, RUN};
 use super::metadata::{self, Metadata};
 use super::target::{self, Files, Found, Old};
-use crate::catalog::Options;
+use crate::catalog::{CollectionKind, Options};
 use crate::raw;
 use async_trait::async_trait;
 use flate2::Compression;
@@ -104,7 +104,8 @@ impl Session {
 
 /// The folders that are missing at this path, the outermost first.
 fn missing(path: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<_> = path.ancestors().take_while(|p| fs::symlink_metadata(p).is_err()).map(Path::to_owned).collect();
+    let mut all: Vec<_> =
+        path.ancestors().take_while(|p| fs::symlink_metadata(p).is_err()).map(Path::to_owned).collect();
     all.reverse();
     all
 }
@@ -123,8 +124,7 @@ impl Shared {
         }
         let folder = self.root.join(&files.database);
         fs::create_dir_all(&folder).map_err(|e| write_error(&folder, e))?;
-        let state =
-            State { info: info.clone(), length: 0, documents: 0, bytes: 0, seen: HashSet::new() };
+        let state = State { info: info.clone(), length: 0, documents: 0, bytes: 0, seen: HashSet::new() };
         let collection = Arc::new(Collection { files, folder, state: Mutex::new(state) });
         all.insert(info.id.clone(), collection.clone());
         Ok(collection)
@@ -218,10 +218,13 @@ impl Shared {
             if let Some(file) = collection.files.documents.as_ref().filter(|_| state.length == 0) {
                 put(collection.folder.join(file), b"")?;
             }
+            let options = Options::from_json(&state.info.options)?;
+            // That of a time series is its buckets', which mongodump does not tell either.
+            let has_uuid = options.kind == CollectionKind::Collection;
             let metadata = Metadata {
-                options: Options::from_json(&state.info.options)?,
-                uuid: bson::Uuid::parse_str(state.info.id.as_str()).ok(),
+                uuid: bson::Uuid::parse_str(state.info.id.as_str()).ok().filter(|_| has_uuid),
                 name: Some(collection.files.name.clone()),
+                options,
             };
             put(collection.folder.join(&collection.files.metadata), metadata.to_text().as_bytes())?;
             report.documents += state.documents;

@@ -114,7 +114,8 @@ pub(crate) fn refuse_collisions(all: &[(Files, &str)]) -> Result<()> {
     for (files, name) in all {
         for file in files.documents.iter().chain([&files.metadata]) {
             if let Some(other) = seen.insert((&files.database, file), name) {
-                let text = format!("the collections {other} and {name} would both be written to {}/{file}", files.database);
+                let text =
+                    format!("the collections {other} and {name} would both be written to {}/{file}", files.database);
                 return Err(Error::input(text).hint("give one of them another name with --rename OLD=NEW"));
             }
         }
@@ -128,7 +129,8 @@ pub(crate) type Old = BTreeSet<PathBuf>;
 /// What there is of the collections that are written, under whatever names, and a prelude. `own` is
 /// the hidden folder of the restore that asks, if it has one already.
 pub(crate) fn replaced(root: &Path, all: &[Files], gzip: bool, own: Option<&Path>) -> Result<Old> {
-    let there = folder_source::list_beside(root, true, own).map_err(|e| e.context("looking at what is to be replaced"))?;
+    let there =
+        folder_source::list_beside(root, true, own).map_err(|e| e.context("looking at what is to be replaced"))?;
     let mut stems: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for files in all {
         let of = stems.entry(files.database.clone()).or_default();
@@ -143,7 +145,9 @@ pub(crate) fn replaced(root: &Path, all: &[Files], gzip: bool, own: Option<&Path
         let stem = file.strip_suffix(".gz").unwrap_or(file).strip_suffix(".bson");
         if all.iter().any(|files| files.namespace() == entry.info.name) {
             stems.entry(database.clone()).or_default().extend(stem.map(str::to_owned));
-        } else if file.ends_with(".gz") != gzip && !stem.is_some_and(|s| stems.get(database).is_some_and(|of| of.contains(s))) {
+        } else if file.ends_with(".gz") != gzip
+            && !stem.is_some_and(|s| stems.get(database).is_some_and(|of| of.contains(s)))
+        {
             let (is, will) = if gzip { ("not compressed", "compressed") } else { ("compressed", "plain") };
             return Err(Error::input(format!(
                 "{} is {is}, and the new files would be {will}: mongorestore reads only one kind at a time",

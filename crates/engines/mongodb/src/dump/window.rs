@@ -87,11 +87,15 @@ impl<R: Read> Window<R> {
         };
         if !self.fill(length)? {
             let there = self.buffer.len() - self.at;
-            return Err(self.flaw(0, format!("it ends in the middle of a document: {there} of {length} bytes are there")));
+            return Err(
+                self.flaw(0, format!("it ends in the middle of a document: {there} of {length} bytes are there"))
+            );
         }
         let from = self.at;
         if let Some(wrong) = raw::flaw(&self.buffer[from..from + length], &mut self.nested) {
-            return Err(self.flaw(wrong as u64, format!("this is no BSON (in the document at byte {})", self.position())));
+            return Err(
+                self.flaw(wrong as u64, format!("this is no BSON (in the document at byte {})", self.position()))
+            );
         }
         self.at += length;
         Ok(Next::Document(&self.buffer[from..from + length]))

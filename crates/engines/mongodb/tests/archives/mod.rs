@@ -19,8 +19,7 @@ impl Writer {
         };
         bytes.extend(header.to_vec().unwrap());
         for (db, collection, metadata, kind) in collections {
-            let listed =
-                doc! { "db": db, "collection": collection, "metadata": metadata, "size": 0, "type": kind };
+            let listed = doc! { "db": db, "collection": collection, "metadata": metadata, "size": 0, "type": kind };
             bytes.extend(listed.to_vec().unwrap());
         }
         bytes.extend(TERMINATOR);
@@ -61,10 +60,16 @@ fn crc64(bytes: &[u8]) -> u64 {
 
 /// Three collections in mixed blocks, a view and an oplog; and the documents of each.
 pub fn mixed() -> (Vec<u8>, BTreeMap<String, Vec<Vec<u8>>>) {
-    let series = r#"{"indexes":[],"collectionName":"metrics","type":"timeseries","options":{"timeseries":{"timeField":"t"}}}"#;
+    let series =
+        r#"{"indexes":[],"collectionName":"metrics","type":"timeseries","options":{"timeseries":{"timeField":"t"}}}"#;
     let view = r#"{"indexes":[],"collectionName":"view","type":"view","options":{"viewOn":"a","pipeline":[]}}"#;
-    let mut writer =
-        Writer::new(&[("db", "a", "", ""), ("db", "b", "", ""), ("db", "metrics", series, "timeseries"), ("db", "view", view, "view"), ("", "oplog", "", "")]);
+    let mut writer = Writer::new(&[
+        ("db", "a", "", ""),
+        ("db", "b", "", ""),
+        ("db", "metrics", series, "timeseries"),
+        ("db", "view", view, "view"),
+        ("", "oplog", "", ""),
+    ]);
     let document = |d: Document| d.to_vec().unwrap();
     let a: Vec<Vec<u8>> = (0..4).map(|i| document(doc! { "_id": i, "a": "alpha" })).collect();
     let b: Vec<Vec<u8>> = (0..3).map(|i| document(doc! { "_id": format!("k{i}"), "b": "beta" })).collect();
