@@ -94,4 +94,24 @@ fn a_queue_moves_to_another_project() {
     let refused = host.read(&["restore", "v", "--jobflow", &to.file()]).fails(1, "is not empty");
     assert!(refused.err.contains(&format!("{}.other (10 documents)", to.database)), "{}", refused.err);
     host.run(&["backup", "--jobflow", "nothing.yaml", "--to", "v"]).ends(2);
+
+    // What the real package has dumped comes back through us, and the other way round.
+    from.jobflow(&["dump", "theirs"]);
+    to.jobflow(&["reset"]);
+    let ran = host.read(&["copy", "mongodump:theirs", &format!("jobflow:{}", to.file())]).ends(0);
+    assert_eq!(from.documents("jobs"), to.documents("other"), "{}", ran.out);
+    let dry = host.read(&[
+        "copy",
+        "mongodump:theirs",
+        &format!("jobflow:{}", from.file()),
+        "--if-exists",
+        "replace",
+        "--dry-run",
+    ]);
+    assert!(dry.ends(0).out.contains("index rebuild"), "a dump of --python says what it has no indexes for");
+    to.jobflow(&["reset"]);
+    host.read(&["copy", &format!("jobflow:{}", from.file()), "mongodump:ours"]).ends(0);
+    to.jobflow(&["restore", &format!("ours/{}", from.database)]);
+    assert_eq!(from.jobflow(&["show"]), to.jobflow(&["show"]));
+    assert_eq!(from.documents("jobs_flows"), to.documents("other_flows"));
 }

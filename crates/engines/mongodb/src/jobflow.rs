@@ -125,11 +125,13 @@ impl Project {
         Arc::new(Server::new(self.url.clone(), self.password.clone()))
     }
 
-    /// The name in the database of a collection of a backup, `DATABASE.STANDARD` or a standard name
-    /// alone; none if it is not one of the queue's.
+    /// The name in the database of a collection of a backup: `DATABASE.STANDARD`, a standard name
+    /// alone, or, in dumps that keep the names of the database, the project's own; none if it is not
+    /// one of the queue's.
     pub fn target_name(&self, backup: &str) -> Option<String> {
-        let standard = backup.split_once('.').map_or(backup, |(_, name)| name);
-        self.names.get(standard).map(|name| format!("{}.{name}", self.database))
+        let name = backup.split_once('.').map_or(backup, |(_, name)| name);
+        let own = || self.names.values().find(|own| *own == name);
+        self.names.get(name).or_else(own).map(|name| format!("{}.{name}", self.database))
     }
 
     /// The name in backups of a collection of the database.
@@ -364,6 +366,7 @@ queue:
         assert_eq!(project.target_name("jf.jobs").as_deref(), Some("jf.my_jobs"));
         assert_eq!(project.target_name("old.flows").as_deref(), Some("jf.my_flows"));
         assert_eq!(project.target_name("batches").as_deref(), Some("jf.batches"));
+        assert_eq!(project.target_name("jf.my_jobs").as_deref(), Some("jf.my_jobs"));
         assert_eq!(project.target_name("jf.other"), None);
         assert_eq!(project.standard_name("jf.my_jobs").as_deref(), Some("jf.jobs"));
         assert!(!format!("{project:?}").contains("word"));
