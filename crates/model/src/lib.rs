@@ -26,7 +26,7 @@ pub use seams::{Clock, FixedClock, OsRandom, Random, Seams, SeededRandom, System
 pub use selection::{IfExists, RestoreOptions, Selection, glob_matches};
 pub use sink::{Sink, SinkSession};
 pub use source::{
-    ChangeBatch, ChangeItem, ChangeStream, Consistency, Gap, Part, Patcher, Plan, ScanItem, ScanStream, Source,
-    SourceState, Until,
+    ChangeBatch, ChangeItem, ChangeStream, Consistency, Following, Gap, Part, Patcher, Plan, ScanItem, ScanStream,
+    Source, SourceState, Until,
 };
 pub use time::{EngineTime, Position};

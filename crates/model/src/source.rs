@@ -1,7 +1,8 @@
 //! Where documents come from.
 
 use crate::{
-    AttachmentStore, Batch, CollectionInfo, Description, EngineTime, Error, Position, Result, Selection, Skipped,
+    AttachmentStore, Batch, CollectionId, CollectionInfo, Description, EngineTime, Error, Position, Result, Selection,
+    Skipped,
 };
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -119,13 +120,33 @@ pub enum Until {
     Stopped,
 }
 
+/// Where to go on following a source, and what was known there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Following {
+    /// The changes after this position.
+    pub position: Position,
+    /// The engine time of that position.
+    pub time: EngineTime,
+    /// The collections as they were at that position, or as a scan that began there found them.
+    pub collections: Vec<CollectionInfo>,
+    /// What of the source is wanted.
+    pub selection: Selection,
+}
+
 /// One item of a feed of changes.
 #[derive(Debug, Clone)]
 pub enum ChangeItem {
-    /// Changes, in order.
+    /// Changes.
     Batch(ChangeBatch),
-    /// What a collection is from now on.
-    Catalog(CollectionInfo),
+    /// A collection was made or is another from now on.
+    Catalog {
+        /// What it is from now on; none: it was dropped, with everything in it.
+        info: Option<CollectionInfo>,
+        /// Which one.
+        collection: CollectionId,
+        /// When.
+        time: EngineTime,
+    },
     /// All changes so far are complete up to this position: a restore may stop here.
     Commit {
         /// Where to go on.
@@ -167,9 +188,15 @@ pub trait Source: Send + Sync {
     async fn read(&self, part: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream>;
 
     /// Follows changes from a position. Sources without a feed say that they have none.
+    ///
+    /// Changes may be grouped by collection and kind between two commits: their times tell the order,
+    /// and where those are equal the order in which they are given. Everything that the engine did at one time, a transaction for one, lies between two
+    /// commits. A commit comes at least every second while the feed is followed for ever, also if
+    /// nothing has changed. A position that the engine no longer reaches gives a gap as the first
+    /// item, and nothing after it.
     async fn changes(
         &self,
-        from: &Position,
+        from: &Following,
         until: Until,
         attachments: Arc<dyn AttachmentStore>,
     ) -> Result<ChangeStream> {

@@ -25,6 +25,7 @@ pub mod find;
 pub mod identity;
 mod lanes;
 mod metered;
+pub mod paced;
 mod parts;
 pub mod points;
 pub mod progress;

@@ -1,13 +1,16 @@
 //! `rewound backup`
 
 use crate::args::SelectionArgs;
-use crate::context::{Context, OrUsage, Outcome};
+use crate::context::{Context, Failed, OrUsage, Outcome};
 use crate::ui::format::{bytes, count, duration, several, time};
 use crate::ui::{Ui, error_value};
+use model::Source;
 use rewound::backup::{BackupReport, Destination, VaultOutcome, backup};
 use rewound::exit::Exit;
+use rewound::paced::{Paced, parse_rate};
 use rewound::registry;
 use serde_json::json;
+use std::sync::Arc;
 use vault::BackupOptions;
 
 /// What, where to, and how.
@@ -27,6 +30,9 @@ pub struct Args {
     /// Leave bad input out and list it (exit 3), instead of refusing everything
     #[arg(long)]
     skip_bad: bool,
+    /// Read at most so many bytes of documents a second: 500kB, 20MB
+    #[arg(long, value_name = "RATE")]
+    limit: Option<String>,
     /// Store everything, also what has not changed
     #[arg(long)]
     full: bool,
@@ -36,6 +42,14 @@ pub struct Args {
     /// The name of the source in the vault; the same name continues the same history
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
+}
+
+/// The source, at the rate that the user wants.
+pub fn paced(source: Arc<dyn Source>, limit: Option<&str>) -> Result<Arc<dyn Source>, Failed> {
+    Ok(match limit.map(parse_rate).transpose().or_usage()? {
+        Some(rate) => Arc::new(Paced::new(source, rate)),
+        None => source,
+    })
 }
 
 /// A level as the library takes it.
@@ -54,6 +68,7 @@ const LISTED: usize = 12;
 pub async fn run(args: Args, context: &Context) -> Outcome {
     let url = args.source.or(args.jobflow.map(|path| format!("jobflow:{path}"))).unwrap_or_default();
     let source = registry::source(&url, &context.reach).or_usage()?;
+    let source = paced(source, args.limit.as_deref())?;
     let access = context.access()?;
     let mut destinations = Vec::new();
     for url in &args.to {

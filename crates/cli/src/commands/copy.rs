@@ -23,6 +23,9 @@ pub struct Args {
     /// Leave bad input out and list it (exit 3), instead of refusing everything
     #[arg(long)]
     skip_bad: bool,
+    /// Read at most so many bytes of documents a second: 500kB, 20MB
+    #[arg(long, value_name = "RATE")]
+    limit: Option<String>,
 }
 
 /// Copies.
@@ -36,11 +39,18 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
     let target = registry::target(&args.target, &args.write.reach(&context.reach)).or_usage()?;
     let options = args.write.options(args.skip_bad).or_usage()?;
     if registry::is_vault(&args.source) {
+        if args.limit.is_some() {
+            return Err(Failed::Usage(
+                Error::input("--limit spares databases while they are read")
+                    .hint("leave it out: the source is a vault"),
+            ));
+        }
         let reach = args.write.reach(&context.reach);
         let way = Way { into: &args.target, reach: &reach, dry_run: args.write.dry_run, consent: args.write.consent() };
         return restore(context, "copy", &args.source, &PointChoice::default(), options, way).await;
     }
     let source = registry::source(&args.source, &context.reach).or_usage()?;
+    let source = super::backup::paced(source, args.limit.as_deref())?;
     let copy = Copy::prepare(&context.job, source, target, options).await?;
     let ui = &context.ui;
     if args.write.dry_run {
