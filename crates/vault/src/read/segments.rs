@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, OnceCell};
 
 /// Segments kept: about 5 MiB each.
-const KEPT: usize = 6;
+const KEPT: usize = 4;
 
 /// A segment's frames, still compressed.
 type Frames = Arc<Vec<(Bytes, u32)>>;

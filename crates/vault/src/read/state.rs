@@ -281,9 +281,9 @@ impl State {
         let mut groups: Vec<(Arc<SegmentEntry>, Vec<u32>, EngineTime)> = Vec::new();
         for place in places {
             match groups.last_mut() {
-                // At most 16 frames at once: that bounds what is decoded ahead.
+                // At most 8 frames at once: that bounds what is decoded ahead.
                 Some((entry, frames, read))
-                    if Arc::ptr_eq(entry, &place.entry) && frames.len() < 16 && *read == place.read =>
+                    if Arc::ptr_eq(entry, &place.entry) && frames.len() < 8 && *read == place.read =>
                 {
                     frames.push(place.frame);
                 }
