@@ -220,3 +220,31 @@ async fn five_thousand_collections() {
     }
     assert_eq!(scanned.times.len(), 1, "all at one time");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_election_is_waited_for() {
+    let mongod = Arc::new(Mongod::start(Options::replica_set()));
+    let place = Place::on(mongod.clone()).await;
+    let filler = "x".repeat(40_000);
+    for from in (0..1500).step_by(300) {
+        place.insert("large", (from..from + 300).map(|i| doc! { "_id": i, "filler": &filler }).collect()).await;
+    }
+    let stepping_down = tokio::spawn(async move {
+        let server = Server::new(mongod.url(), None);
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // The connection may break before the answer is there.
+            drop(server.admin(doc! { "replSetStepDown": 1, "force": true }).await);
+            let mongod = mongod.clone();
+            tokio::task::spawn_blocking(move || mongod.await_primary()).await.unwrap();
+        }
+    });
+    let mut scans = 0;
+    while !stepping_down.is_finished() || scans == 0 {
+        let scanned = scan(&MongoSource::new(place.server()).concurrency(1)).await;
+        let keys: BTreeSet<i32> = scanned.of("large").unwrap().iter().map(|d| d.get_i32("_id").unwrap()).collect();
+        assert_eq!((keys.len(), scanned.of("large").unwrap().len()), (1500, 1500));
+        scans += 1;
+    }
+    stepping_down.await.unwrap();
+}
