@@ -34,7 +34,7 @@ impl Scanned {
 }
 
 /// Reads all parts side by side, doing what the source says of collections that change.
-async fn scan(source: &MongoSource) -> Scanned {
+async fn scan(source: &MongoSource, pause: Duration) -> Scanned {
     let Plan::Scan { parts, .. } = source.plan(&Selection::default(), None).await.unwrap() else { panic!() };
     let mut scanned = Scanned::default();
     let mut waiting: VecDeque<Part> = parts.into();
@@ -51,6 +51,8 @@ async fn scan(source: &MongoSource) -> Scanned {
             open.push_back((part, items));
         }
         let Some((part, mut items)) = open.pop_front() else { break };
+        // Time for the others to write in.
+        tokio::time::sleep(pause).await;
         let id = part.collection.id.clone();
         let entry = scanned.collections.get_mut(&id);
         match items.next().await.transpose().unwrap() {
@@ -132,7 +134,8 @@ async fn change_catalog(place: Arc<Place>, admin: Arc<Server>, stop: Arc<AtomicB
 }
 
 async fn fill(place: &Place) {
-    let filler = "x".repeat(2000);
+    // Several answers of the server for each collection.
+    let filler = "x".repeat(30_000);
     for name in ["a", "b"] {
         place.insert(name, (0..300).map(|i| doc! { "_id": i, "money": 1000, "filler": &filler }).collect()).await;
     }
@@ -160,7 +163,7 @@ async fn one_time_whatever_is_written_meanwhile() {
     let changing = tokio::spawn(change_catalog(place.clone(), admin, stop.clone()));
     let (mut at_one_time, began) = (0, Instant::now());
     while at_one_time < 5 && began.elapsed() < Duration::from_secs(60) {
-        let scanned = scan(&MongoSource::new(place.server()).concurrency(3)).await;
+        let scanned = scan(&MongoSource::new(place.server()).concurrency(3), Duration::from_millis(20)).await;
         check(&scanned);
         let there = scanned.of("there").or_else(|| scanned.of("back"));
         assert_eq!(there.map(Vec::len), Some(100), "a renamed collection is read whole");
@@ -192,7 +195,8 @@ async fn who_may_only_read_by_name_never_gets_another_collection() {
     let changing = tokio::spawn(change_catalog(place.clone(), admin, stop.clone()));
     for _ in 0..10 {
         let reader = Server::new(with("reader"), None);
-        let scanned = scan(&MongoSource::new(Arc::new(reader)).of_database(&place.name)).await;
+        let scanned =
+            scan(&MongoSource::new(Arc::new(reader)).of_database(&place.name), Duration::from_millis(5)).await;
         check(&scanned);
         for name in ["there", "back"] {
             // Renamed while it was read: left out for now, or read anew and whole.
@@ -212,7 +216,7 @@ async fn five_thousand_collections() {
         async move { place.insert(&format!("c{i}"), vec![doc! { "_id": i }]).await }
     });
     futures::stream::iter(making).buffer_unordered(16).collect::<Vec<()>>().await;
-    let scanned = scan(&MongoSource::new(place.server())).await;
+    let scanned = scan(&MongoSource::new(place.server()), Duration::ZERO).await;
     assert_eq!(scanned.collections.len(), 5000);
     for (name, documents) in scanned.collections.values() {
         let number: i32 = name.rsplit_once(".c").unwrap().1.parse().unwrap();
@@ -241,7 +245,7 @@ async fn an_election_is_waited_for() {
     });
     let mut scans = 0;
     while !stepping_down.is_finished() || scans == 0 {
-        let scanned = scan(&MongoSource::new(place.server()).concurrency(1)).await;
+        let scanned = scan(&MongoSource::new(place.server()).concurrency(1), Duration::from_millis(5)).await;
         let keys: BTreeSet<i32> = scanned.of("large").unwrap().iter().map(|d| d.get_i32("_id").unwrap()).collect();
         assert_eq!((keys.len(), scanned.of("large").unwrap().len()), (1500, 1500));
         scans += 1;
