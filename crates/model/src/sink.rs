@@ -7,12 +7,22 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 
+/// Tells of document `i` of a batch whether the target deletes it by itself as soon as it may.
+pub type Expired = Box<dyn Fn(&Batch, usize) -> bool + Send + Sync>;
+
 /// A database, a dump or a folder that documents can be written to.
 #[async_trait]
 pub trait Sink: Send + Sync {
     /// What a restore of `what` would do here, without side effects: phases, names, losses. Refuses
     /// what cannot work, and a target that holds data if the options say so, naming that data.
     async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan>;
+
+    /// Which documents of a collection the target would delete by itself once they are there, because
+    /// their time has passed by `now_millis` (milliseconds since 1970 UTC); none if it keeps them all.
+    fn expired(&self, info: &CollectionInfo, now_millis: i64) -> Option<Expired> {
+        let _ = (info, now_millis);
+        None
+    }
 
     /// Starts writing. Content of attachments is taken from `attachments`.
     async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>>;

@@ -86,7 +86,8 @@ fn same_value(a: Option<&Bson>, b: Option<&Bson>) -> bool {
     }
 }
 
-fn number(value: Option<&Bson>) -> Option<f64> {
+/// A number of any type.
+pub(crate) fn number(value: Option<&Bson>) -> Option<f64> {
     match value? {
         Bson::Int32(n) => Some(f64::from(*n)),
         Bson::Int64(n) => Some(*n as f64),

@@ -5,6 +5,7 @@ mod command;
 mod connect;
 pub mod dump;
 mod error;
+mod expiry;
 mod indexes;
 mod insert;
 pub mod jobflow;

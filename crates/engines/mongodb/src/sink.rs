@@ -1,15 +1,16 @@
 //! MongoDB as a sink: what a restore is going to do.
 
-use crate::catalog::CollectionKind;
+use crate::catalog::{CollectionKind, Options};
 use crate::connect::Server;
+use crate::expiry::Expiry;
 use crate::indexes;
 use crate::names;
 use crate::place::{self, Place, Way};
 use crate::session::Session;
 use async_trait::async_trait;
 use model::{
-    AttachmentStore, Description, Engine, Error, IfExists, Loss, PlannedCollection, RestoreOptions, RestorePlan,
-    Result, Sink, SinkSession,
+    AttachmentStore, CollectionInfo, Description, Engine, Error, Expired, IfExists, Loss, PlannedCollection,
+    RestoreOptions, RestorePlan, Result, Sink, SinkSession,
 };
 use std::sync::{Arc, Mutex};
 
@@ -62,6 +63,11 @@ impl Sink for MongoSink {
         *self.prepared.lock().unwrap_or_else(|e| e.into_inner()) =
             Some(Prepared { if_exists: options.if_exists, engine: what.engine.clone() });
         Ok(RestorePlan { phases, collections, losses })
+    }
+
+    fn expired(&self, info: &CollectionInfo, now_millis: i64) -> Option<Expired> {
+        let expiry = Expiry::of(&Options::from_json(&info.options).ok()?, now_millis)?;
+        Some(Box::new(move |batch, i| expiry.has_passed(batch.body_of(i))))
     }
 
     async fn begin(&self, plan: RestorePlan, _: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
