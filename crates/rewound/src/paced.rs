@@ -99,7 +99,7 @@ pub fn parse_rate(text: &str) -> Result<u64> {
         _ => return Err(wrong()),
     };
     let rate = number * unit;
-    if rate >= 1.0 && rate < 1e15 { Ok(rate as u64) } else { Err(wrong()) }
+    if (1.0..1e15).contains(&rate) { Ok(rate as u64) } else { Err(wrong()) }
 }
 
 #[cfg(test)]
