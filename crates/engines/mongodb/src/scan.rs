@@ -6,7 +6,7 @@ use crate::connect::{Server, engine_time, timestamp};
 use crate::error;
 use crate::reply::{self, Answer};
 use bson::{Bson, Document, doc};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use model::{CollectionInfo, EngineTime, Error, ErrorKind, Part, Result, ScanItem};
 use mongodb::options::RunCursorCommandOptions;
 use mongodb::raw_batch_cursor::RawBatchCursor;
@@ -121,7 +121,8 @@ enum Stopped {
     Passed,
     /// Something that another try does not change.
     Hopeless(Error),
-    /// The cursor is on another process than the one whose records are known.
+    /// The cursor is on another process than the one whose records are known, or another collection
+    /// has the name, or none.
     Moved,
 }
 
@@ -189,6 +190,12 @@ impl Scan {
                         return Ok(());
                     }
                     return self.again().await.map(drop);
+                }
+                Stopped::Moved if self.token.by_name => {
+                    if self.still_there().await? {
+                        self.again().await?;
+                    }
+                    return Ok(());
                 }
                 Stopped::Passed => progress.numbered = true,
                 Stopped::Hopeless(e) => return Err(e),
@@ -298,8 +305,14 @@ impl Scan {
     }
 
     /// Opens a cursor where the reading stands; none if that is a place that this server process
-    /// does not know. Records have other numbers on another member, and may have after a restart.
+    /// does not know, or if the name is not the collection's. Records have other numbers on another member, and may have after a restart.
     async fn open_here(&mut self, progress: &Progress) -> mongodb::error::Result<Option<RawBatchCursor>> {
+        if self.token.by_name {
+            // A collection that has another name for a moment gives nothing under its own.
+            let is_there = self.has_its_name().await?;
+            let cursor = self.open(progress).await?;
+            return Ok((is_there && self.has_its_name().await?).then_some(cursor));
+        }
         if self.token.walk != Walk::Records || !self.token.is_long {
             return self.open(progress).await.map(Some);
         }
@@ -314,6 +327,19 @@ impl Scan {
                 return Ok(Some(cursor));
             }
         }
+    }
+
+    /// Whether the name is the collection's now.
+    async fn has_its_name(&self) -> mongodb::error::Result<bool> {
+        let Some(uuid) = self.token.uuid else { return Ok(true) };
+        let client = self.server.client().await.map_err(mongodb::error::Error::custom)?;
+        let command = doc! { "listCollections": 1, "filter": { "name": &self.token.name } };
+        let found: Vec<Document> =
+            client.database(&self.token.database).run_cursor_command(command).await?.try_collect().await?;
+        Ok(found.iter().any(|spec| match spec.get_document("info").map(|info| info.get("uuid")) {
+            Ok(Some(Bson::Binary(binary))) => binary.to_uuid().is_ok_and(|found| found == uuid),
+            _ => false,
+        }))
     }
 
     /// Opens a cursor where the reading stands.
