@@ -240,3 +240,32 @@ async fn listing_100_000_objects_is_fast() {
     assert!(all < Duration::from_secs(2), "{all:?}");
     assert!(one < Duration::from_millis(100), "{one:?}");
 }
+
+#[tokio::test]
+async fn a_disk_that_is_away_is_not_an_empty_vault() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, away) = (folder.path().join("vault"), folder.path().join("away"));
+    let storage = LocalStorage::open(&root).unwrap();
+    storage.create("vault.json", Bytes::from_static(b"{}")).await.unwrap();
+    storage.create("a/b", Bytes::from_static(b"1")).await.unwrap();
+    fs::rename(&root, &away).unwrap();
+    // What is left of a disk that was unmounted is an empty folder.
+    for is_left in [false, true] {
+        if is_left {
+            fs::create_dir(&root).unwrap();
+        }
+        let kinds = [
+            storage.create("a/c", Bytes::new()).await.unwrap_err().kind(),
+            storage.replace("active/run", Bytes::new()).await.unwrap_err().kind(),
+            storage.read("a/b").await.unwrap_err().kind(),
+            storage.stat("a/b").await.unwrap_err().kind(),
+            storage.list("").await.unwrap().try_collect::<Vec<_>>().await.unwrap_err().kind(),
+        ];
+        assert_eq!(kinds, [ErrorKind::Retry; 5], "{is_left}");
+    }
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 0, "nothing is written under the mount point");
+    fs::remove_dir(&root).unwrap();
+    fs::rename(&away, &root).unwrap();
+    storage.create("a/c", Bytes::new()).await.unwrap();
+    assert_eq!(list(&storage, "").await.len(), 3);
+}

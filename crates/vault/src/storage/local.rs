@@ -6,6 +6,7 @@
 
 use super::names::{TEMPORARY, check_name, check_prefix, is_component, split_prefix};
 use super::{Created, Entry, Storage};
+use crate::vault_file::VAULT_FILE;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -17,6 +18,7 @@ use std::io::{self, ErrorKind as Io, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 use tempfile::NamedTempFile;
@@ -37,6 +39,9 @@ pub struct LocalStorage {
 #[derive(Debug)]
 struct Folder {
     root: PathBuf,
+    /// Whether a vault was seen here. From then on its absence means that the disk is away: what is
+    /// under the path then is not the vault, and neither empty nor to be written to.
+    has_vault: AtomicBool,
     /// Folders in which names are that the next sync has to make durable: those of objects that
     /// were written or found, as what a killed run left may be found and counted on.
     unsynced: Mutex<BTreeSet<PathBuf>>,
@@ -52,7 +57,7 @@ impl LocalStorage {
             return Err(Error::input(format!("{} is a file, not a folder", root.display()))
                 .hint("a vault is a folder: choose another path"));
         }
-        let folder = Folder { root, unsynced: Mutex::new(BTreeSet::new()) };
+        let folder = Folder { root, has_vault: AtomicBool::new(false), unsynced: Mutex::new(BTreeSet::new()) };
         folder.remove_leftovers();
         Ok(LocalStorage { folder: Arc::new(folder) })
     }
@@ -97,6 +102,7 @@ impl Storage for LocalStorage {
         let name = name.to_owned();
         self.run(move |folder| {
             let bytes = fs::read(folder.path(&name)).map_err(|e| folder.error("reading", &name, e))?;
+            folder.note_vault(&name);
             Ok(bytes.into())
         })
         .await
@@ -114,7 +120,7 @@ impl Storage for LocalStorage {
         self.run(move |folder| match fs::symlink_metadata(folder.path(&name)) {
             Ok(found) if found.is_file() => Ok(Some(entry(name, &found))),
             Ok(_) => Ok(None),
-            Err(e) if is_missing(&e) => Ok(None),
+            Err(e) if is_missing(&e) && folder.check_there().is_ok() => Ok(None),
             Err(e) => Err(folder.error("looking at", &name, e)),
         })
         .await
@@ -175,10 +181,29 @@ impl Folder {
     }
 
     fn error(&self, doing: &str, name: &str, cause: io::Error) -> Error {
+        if is_missing(&cause)
+            && let Err(away) = self.check_there()
+        {
+            return Error::io(format!("{doing} {name} in {}", self.root.display()), away);
+        }
         match is_missing(&cause) {
             true => Error::missing(format!("there is no {name} in {}", self.root.display())),
             false => Error::io(format!("{doing} {name} in {}", self.root.display()), cause),
         }
+    }
+
+    fn note_vault(&self, name: &str) {
+        if name == VAULT_FILE {
+            self.has_vault.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Fails if there was a vault and is none any more.
+    fn check_there(&self) -> io::Result<()> {
+        if self.has_vault.load(Ordering::Relaxed) && fs::symlink_metadata(self.path(VAULT_FILE)).is_err() {
+            return Err(io::Error::other("the vault is no longer there; is its disk mounted?"));
+        }
+        Ok(())
     }
 
     fn create(&self, name: &str, bytes: &[u8]) -> io::Result<Created> {
@@ -205,6 +230,7 @@ impl Folder {
             Err(e) => return Err(e.error),
         };
         self.touch_parent(&target);
+        self.note_vault(name);
         Ok(created)
     }
 
@@ -241,6 +267,7 @@ impl Folder {
     }
 
     fn make_folder(&self, path: &Path) -> io::Result<()> {
+        self.check_there()?;
         let make = || DirBuilder::new().mode(0o700).create(path);
         let made = match (make(), path.parent()) {
             (Err(e), Some(parent)) if e.kind() == Io::NotFound => {
@@ -311,6 +338,8 @@ impl Folder {
                 self.touch(&path);
             }
         }
+        // Of a disk that is away, everything would seem to be gone.
+        self.check_there().map_err(|e| Error::io(format!("listing {}", self.root.display()), e))?;
         take(batch);
         Ok(())
     }
