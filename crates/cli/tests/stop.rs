@@ -23,12 +23,13 @@ fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// A host with an attachment that takes a long time to read, and no room on disk.
+/// A host with an attachment that takes much longer to read than a signal needs, and no room on disk:
+/// small enough that a disk with a gigabyte free is not refused.
 fn with_endless_attachment() -> Host {
     let host = Host::ready();
     host.write("lib/books/b1.attachments/endless", "");
     let file = fs::OpenOptions::new().write(true).open(host.path("lib/books/b1.attachments/endless")).unwrap();
-    file.set_len(64 << 30).unwrap();
+    file.set_len(3 << 30).unwrap();
     host
 }
 
