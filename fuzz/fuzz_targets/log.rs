@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use model::Encoding;
-use rewound_fuzz::{encoding, frames, hex, segment, signed, writer_key};
+use rewound_fuzz::{compressed, encoding, frames, hex, segment, signed, writer_key};
 
 fuzz_target!(|input: &[u8]| {
     let Some((first, rest)) = input.split_first() else { return };
@@ -20,19 +20,24 @@ fuzz_target!(|input: &[u8]| {
     let Ok((_, changes)) = vault::read_log(encoding, &plain, &writer_key()) else { return };
     for change in changes {
         change.batch.check().expect("what is read lies inside its buffers");
-        assert!(change.times.is_empty() || change.times.len() == change.batch.len());
+        assert_eq!(change.times.len(), change.batch.len());
     }
 });
 
-/// The first frame: the fuzzed header with the hash of what follows, signed.
+/// The first frame: the fuzzed header with sizes and hashes of what follows, signed.
 fn header_frame(encoding: Encoding, json: &[u8], changes: &[&[u8]]) -> Vec<u8> {
-    let mut content = blake3::Hasher::new();
-    for change in changes {
-        content.update(change);
-    }
     let json = match serde_json::from_slice::<serde_json::Value>(json) {
         Ok(serde_json::Value::Object(mut fields)) => {
-            fields.insert("content".into(), hex(content.finalize().as_bytes()).into());
+            let said = fields.remove("frames").and_then(|f| f.as_array().cloned()).unwrap_or_default();
+            let infos = changes.iter().enumerate().map(|(i, change)| {
+                let mut info = said.get(i).and_then(|i| i.as_object()).cloned().unwrap_or_default();
+                let stored = compressed(change);
+                info.insert("stored".into(), stored.len().into());
+                info.insert("raw".into(), change.len().into());
+                info.insert("blake3".into(), hex(blake3::hash(&stored).as_bytes()).into());
+                serde_json::Value::Object(info)
+            });
+            fields.insert("frames".into(), infos.collect());
             serde_json::to_vec(&fields).expect("JSON can be written")
         }
         _ => json.to_vec(),

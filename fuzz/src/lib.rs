@@ -38,12 +38,17 @@ pub fn frames(input: &[u8]) -> Vec<&[u8]> {
     frames
 }
 
+/// A frame as it is in a segment.
+pub fn compressed(frame: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(frame, 1).expect("zstd compresses anything")
+}
+
 /// A segment of these frames, in the zstd seekable format.
 pub fn segment(frames: &[&[u8]]) -> Bytes {
     let mut out = Vec::new();
     let mut table = Vec::new();
     for frame in frames {
-        let stored = zstd::bulk::compress(frame, 1).expect("zstd compresses anything");
+        let stored = compressed(frame);
         table.extend_from_slice(&(stored.len() as u32).to_le_bytes());
         table.extend_from_slice(&(frame.len() as u32).to_le_bytes());
         out.extend_from_slice(&stored);

@@ -123,6 +123,10 @@ pub struct WriteArgs {
     /// Do not read the target back to prove that it is exact
     #[arg(long)]
     pub no_verify: bool,
+    /// Of a vault: hold so many megabytes of changes in memory; what is more goes to an encrypted
+    /// temporary file [default: 128]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub memory: Option<u32>,
 }
 
 impl WriteArgs {
@@ -140,6 +144,11 @@ impl WriteArgs {
     /// How to reach the target.
     pub fn reach(&self, reach: &Reach) -> Reach {
         Reach { gzip: self.gzip, ..reach.clone() }
+    }
+
+    /// Bytes of changes to hold in memory.
+    pub fn memory(&self) -> Option<usize> {
+        self.memory.map(|megabytes| (megabytes as usize) << 20)
     }
 
     /// Whether and how to go on.

@@ -70,7 +70,9 @@ fn one_document_is_listed_shown_and_restored() {
     let listed = host.read(&["find", "v", "books", "b3", "--json"]).ends(0);
     assert_eq!(listed.summary()["versions"], 3);
     let deleted: Vec<_> = listed.of("version").iter().map(|v| v["deleted"].as_bool().unwrap()).collect();
-    assert_eq!(deleted, [true, false, false]);
+    assert_eq!(deleted, [false, false, true], "the newest comes last");
+    let numbers: Vec<_> = listed.of("version").iter().map(|v| v["number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [3, 2, 1]);
 
     host.read(&["find", "v", "books", "b3", "--show"]).fails(1, "was deleted");
     let show = |number: &str| host.read(&["find", "v", "books", "b3", "--show", "--version", number]);

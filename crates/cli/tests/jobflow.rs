@@ -83,6 +83,16 @@ fn a_queue_moves_to_another_project() {
         ran.err
     );
 
+    // The second backup reads what has changed, under the same names.
+    let job = from.documents("jobs").len();
+    from.mongod.done(&from.database, bson::doc! { "insert": "jobs", "documents": [{ "_id": "one more" }] });
+    let ran = host.run(&["backup", "--jobflow", &from.file(), "--to", "v", "--json"]).ends(0);
+    assert_eq!((&ran.summary()["mode"], &ran.summary()["changes"]), (&"changes".into(), &1.into()), "{}", ran.out);
+    assert_eq!(from.documents("jobs").len(), job + 1);
+    let back = bson::doc! { "delete": "jobs", "deletes": [{ "q": { "_id": "one more" }, "limit": 1 }] };
+    from.mongod.done(&from.database, back);
+    host.run(&["backup", "--jobflow", &from.file(), "--to", "v"]).ends(0);
+
     // A new project is no hindrance; one with jobs is.
     to.jobflow(&["reset"]);
     host.read(&["restore", "v", "--jobflow", &to.file()]).ends(0);

@@ -136,6 +136,25 @@ fn a_database_from_the_first_backup_to_the_restore() {
 }
 
 #[test]
+fn replace_first_looks_whether_all_is_there() {
+    let shop = Shop::new();
+    let host = Host::ready();
+    host.run(&["backup", &shop.url(), "--to", "v"]).ends(0);
+    let replace = ["restore", "v", "--into", &shop.url(), "--if-exists", "replace", "--memory", "1"];
+    let plan = host.read(&[&replace[..], &["--dry-run"]].concat()).ends(0);
+    assert!(plan.out.contains("objects that are needed are in the vault"), "{}", plan.out);
+    shop.done(doc! { "update": "orders", "updates": [{ "q": { "_id": 7 }, "u": { "$set": { "n": "newer" } } }] });
+    let before = shop.mongod.documents(&shop.name, "orders");
+
+    let folders = fs::read_dir(host.path("v/segments")).unwrap().map(|folder| folder.unwrap().path());
+    folders.for_each(|folder| fs::remove_dir_all(folder).unwrap());
+    let refused = host.read(&replace).fails(1, "that this restore needs");
+    assert!(refused.err.contains("segments/") && refused.err.contains("rewound verify"), "{}", refused.err);
+    host.read(&[&replace[..], &["--dry-run"]].concat()).fails(1, "that this restore needs");
+    assert_eq!(shop.mongod.documents(&shop.name, "orders"), before);
+}
+
+#[test]
 fn one_document_and_one_collection() {
     let shop = Shop::new();
     let host = Host::ready();
@@ -152,7 +171,9 @@ fn one_document_and_one_collection() {
     let before = shop.mongod.documents(&shop.name, "orders");
     shop.done(doc! { "update": "orders", "updates": [{ "q": { "_id": 7 }, "u": { "$set": { "n": "spoilt" } } }] });
     shop.done(doc! { "delete": "orders", "deletes": [{ "q": { "_id": 8 }, "limit": 1 }] });
-    host.read(&["find", "v", &orders, "7", "--restore", "--into", &shop.url()]).ends(0);
+    let find = ["find", "v", &orders, "7", "--restore", "--into", &shop.url()];
+    host.read(&find).fails(1, "another version of document 7");
+    host.read(&[&find[..], &["--if-exists", "merge"]].concat()).ends(0);
     let only = format!("{orders}/8");
     host.read(&["restore", "v", "--only", &only, "--if-exists", "merge", "--into", &shop.url()]).ends(0);
     let sorted = |mut documents: Vec<Vec<u8>>| {
@@ -315,4 +336,25 @@ fn dumps_of_mongodump() {
     let target = other_database(&shop);
     host.read(&["copy", "mongodump:plain", &target]).fails(1, "orders.bson");
     host.run(&["backup", "mongodump:plain", "--to", "v"]).fails(1, "orders.bson");
+}
+
+#[test]
+fn what_a_server_will_delete_at_once_is_counted() {
+    let arguments = vec!["--setParameter".into(), "ttlMonitorEnabled=false".into()];
+    let mongod = Mongod::start(Options { arguments, ..Options::replica_set() });
+    let database = mongod.database_name();
+    let old = bson::DateTime::from_millis(1000);
+    let documents = vec![
+        doc! { "_id": 1, "when": old },
+        doc! { "_id": 2, "when": [bson::DateTime::now(), old] },
+        doc! { "_id": 3, "when": bson::DateTime::now() },
+        doc! { "_id": 4 },
+    ];
+    mongod.done(&database, doc! { "insert": "sessions", "documents": documents });
+    let index = doc! { "key": { "when": 1 }, "name": "ttl", "expireAfterSeconds": 3600 };
+    mongod.done(&database, doc! { "createIndexes": "sessions", "indexes": [index] });
+    let host = Host::ready();
+    host.run(&["backup", &mongod.url_of(&database), "--to", "v"]).ends(0);
+    let plan = host.read(&["restore", "v", "--into", &mongod.url_of("back"), "--dry-run"]).ends(0);
+    assert!(plan.out.contains(&format!("deletes up to 2 documents of {database}.sessions")), "{}", plan.out);
 }

@@ -55,3 +55,21 @@ pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 pub const FLUSH_LOCAL: Duration = Duration::from_secs(1);
 /// The longest that live changes wait for being written to remote storage.
 pub const FLUSH_REMOTE: Duration = Duration::from_secs(10);
+/// Bytes of live changes that are written at once (8 MiB), however short they have waited: half of
+/// what a segment holds, so that a burst makes objects of a good size.
+pub const FLUSH_BYTES: usize = 8 << 20;
+/// How often a live backup says that nothing has changed: a minute, so that an hour without changes
+/// costs sixty small objects, which are then rolled up into one.
+pub const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How often a live backup makes a point: an hour, which bounds what one restore reads of chains
+/// whose runs died, and what is rolled up into one object.
+pub const LIVE_POINT: Duration = Duration::from_secs(3600);
+/// How often a source without a feed is compared anew in a live backup.
+pub const LIVE_COMPARE: Duration = Duration::from_secs(60);
+/// Stored bytes of changes since the last scan (256 MiB) that each restore may have to read beside
+/// it, whatever the size of the source: a few seconds' worth.
+pub const LOG_MIN: u64 = 256 << 20;
+/// Beyond [`LOG_MIN`], the stored changes may come to the 8th part of what was scanned (not
+/// compressed): about as much again as a third of the scan takes in the vault. Then a new scan is
+/// cheaper than what each restore reads.
+pub const LOG_SHARE: u64 = 8;

@@ -1,7 +1,8 @@
 //! Where documents go to.
 
 use crate::{
-    AttachmentStore, Batch, CollectionInfo, Description, Leftovers, RestoreOptions, RestorePlan, RestoreReport, Result,
+    AttachmentStore, Batch, CollectionInfo, Description, Encoding, Leftovers, RestoreOptions, RestorePlan,
+    RestoreReport, Result,
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -16,6 +17,13 @@ pub trait Sink: Send + Sync {
     /// What a restore of `what` would do here, without side effects: phases, names, losses. Refuses
     /// what cannot work, and a target that holds data if the options say so, naming that data.
     async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan>;
+
+    /// Whether it takes bodies in this encoding. What it does not take is translated before, where
+    /// nothing is lost by that.
+    fn takes(&self, encoding: Encoding) -> bool {
+        let _ = encoding;
+        true
+    }
 
     /// Which documents of a collection the target would delete by itself once they are there, because
     /// their time has passed by `now_millis` (milliseconds since 1970 UTC); none if it keeps them all.

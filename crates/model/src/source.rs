@@ -1,8 +1,8 @@
 //! Where documents come from.
 
 use crate::{
-    AttachmentStore, Batch, CollectionId, CollectionInfo, Description, EngineTime, Error, Position, Result, Selection,
-    Skipped,
+    AttachmentStore, Batch, CollectionId, CollectionInfo, Description, Engine, EngineTime, Error, Position, Result,
+    Selection, Skipped,
 };
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -172,6 +172,12 @@ pub struct ChangeBatch {
 pub trait Source: Send + Sync {
     /// What it is: identity, version, collections, feed, and what a backup of it cannot contain.
     async fn describe(&self) -> Result<Description>;
+
+    /// The engine whose documents it holds in another form, all of them, where it is only the form
+    /// that is its own: a folder that a database was copied to.
+    async fn origin(&self) -> Result<Option<Engine>> {
+        Ok(None)
+    }
 
     /// How it will be read, with everything checked that can be checked beforehand: bad input is
     /// refused here, before anything is written anywhere.

@@ -1,24 +1,19 @@
 //! Source → vaults.
 
-use crate::ahead::Ahead;
-use crate::lanes::{Lane, Lanes};
-use crate::parts::{Scan, by_collection};
+use crate::compare;
+use crate::follow::Pace;
 use crate::points::PointView;
-use crate::progress::{Doing, Job};
-use crate::space::{self, Room, bytes};
-use crate::stop::interrupted;
-use futures::StreamExt;
-use model::{
-    CollectionId, CollectionInfo, Consistency, Description, EngineTime, Error, ErrorKind, Gap, Loss, Part, Result,
-    ScanItem, ScanStream, Selection, Skipped, Source,
-};
+use crate::progress::Job;
+use crate::round::{Done, Manner, Round};
+use crate::space::bytes;
+use model::{Description, Error, ErrorKind, Gap, Loss, Result, Selection, Skipped, Source};
 use serde::Serialize;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
-use vault::{Access, BackupOptions, PointDetails, Vault, WriteOutcome};
+use vault::{Access, BackupOptions, Vault};
 
-/// How often the reading of one collection may begin anew.
-const TRIES_MAX: u32 = 10;
+/// How often a backup begins anew where history is lost under its hands.
+const ROUNDS: usize = 3;
 
 /// A vault that a backup is to go to, opened or not.
 #[derive(Debug)]
@@ -46,8 +41,12 @@ pub struct BackupReport {
     pub losses: Vec<Loss>,
     /// What was left out on request.
     pub skipped: Vec<Skipped>,
-    /// History that was lost since the last point.
+    /// History that was lost since the last point, of the first vault that lost some.
     pub gap: Option<Gap>,
+    /// Changes that were read and stored; none if the source tells of no changes.
+    pub changes: Option<u64>,
+    /// Whether everything was read, for some vault at least.
+    pub scanned: bool,
     /// What was read of each collection, in the order of reading.
     pub collections: Vec<ReadCollection>,
     /// Documents read.
@@ -78,13 +77,17 @@ pub struct VaultOutcome {
     pub url: String,
     /// The new point, or why there is none.
     pub point: Result<PointView>,
+    /// What a full backup found where the change log says something else than the new scan; none if
+    /// the two were not compared.
+    pub compared: Option<Vec<String>>,
 }
 
 /// Backs a source up into one or more vaults: one read, fanned out. A vault that fails does not
 /// fail the others; an error comes only if no vault has the new point.
 ///
-/// A part that is read again because the order of its documents changed is read again only for the
-/// vaults that asked for it. When `job` is stopped, the error says what was kept.
+/// Of a source that tells its changes only those since the last point are read, for each vault from
+/// where it stands. Where that is not possible everything is read, together with the changes that
+/// happen meanwhile. When `job` is stopped, the error says what was kept.
 pub async fn backup(
     job: &Job,
     source: &dyn Source,
@@ -93,325 +96,163 @@ pub async fn backup(
     options: &BackupOptions,
 ) -> Result<BackupReport> {
     let began = Instant::now();
-    job.phase(Doing::Checking, None, None);
-    let mut description = job.stop.or(source.describe()).await?;
-    if let Some(name) = &options.name {
-        description.name.clone_from(name);
-    }
-    let mut lanes = Vec::new();
-    for Destination { url, vault } in destinations {
-        let (vault, error) = match vault {
-            Ok(vault) => (Some(vault), None),
-            Err(error) => (None, Some(error)),
-        };
-        lanes.push(Lane { url, vault, run: None, error });
-    }
-    for lane in &mut lanes {
-        if let Some(vault) = &lane.vault {
-            match vault.start_run(&description, options.clone()).await {
-                Ok(run) => lane.run = Some(run),
-                Err(error) => lane.error = Some(error),
-            }
-        }
-    }
-    let mut backup = Backup {
-        job,
-        source,
-        description,
-        lanes: Lanes::new(lanes),
-        skipped: Vec::new(),
-        times: None,
-        uneven: false,
-        read: Vec::new(),
-        names: HashMap::new(),
+    let mut manner = Manner {
+        options: options.clone(),
+        pace: Pace::default(),
+        listener: None,
+        lost: HashMap::new(),
+        scan_only: false,
+        until: None,
     };
-    match backup.run(selection).await {
-        Ok((details, points)) => Ok(backup.report(details, points, began)),
-        Err(error) => {
-            let stored = backup.lanes.stored();
-            backup.lanes.abandon().await;
-            Err(match error.kind() {
-                ErrorKind::Interrupted => Error::new(
-                    ErrorKind::Interrupted,
-                    format!("interrupted before the point was complete; {} are stored in the vault", bytes(stored)),
-                )
-                .hint("run the same command again: it uses what is stored; `rewound prune` removes it instead"),
-                _ => error,
-            })
-        }
+    let mut report = Report::default();
+    let mut vaults = Vec::new();
+    let mut targets = Vec::new();
+    for Destination { url, vault } in destinations {
+        vaults.push((url.clone(), vault.as_ref().ok().cloned()));
+        targets.push((url, Some(vault)));
     }
-}
-
-struct Backup<'a> {
-    job: &'a Job,
-    source: &'a dyn Source,
-    description: Description,
-    lanes: Lanes,
-    skipped: Vec<Skipped>,
-    /// The first and the last engine time that something was read at, where the source tells.
-    times: Option<(EngineTime, EngineTime)>,
-    /// Whether collections came and went while they were read.
-    uneven: bool,
-    read: Vec<ReadCollection>,
-    /// Which collection has a name.
-    names: HashMap<String, CollectionId>,
-}
-
-type Committed = Vec<(usize, (vault::PointName, vault::Manifest))>;
-
-impl Backup<'_> {
-    async fn run(&mut self, selection: &Selection) -> Result<(PointDetails, Committed)> {
-        if self.lanes.alive().is_empty() {
-            return Err(self.lanes.first_error());
-        }
-        let scan = self.plan(selection).await?;
-        self.check_room(&scan.parts).await?;
-        let sum = |of: fn(&Part) -> Option<u64>| scan.parts.iter().map(of).sum::<Option<u64>>();
-        self.job.phase(Doing::Reading, sum(|p| p.documents), sum(|p| p.bytes));
-        let groups = by_collection(scan.parts);
-        let parts = groups.iter().flat_map(|(_, parts)| parts).cloned();
-        let mut ahead = Ahead::new(parts, self.source.side_by_side());
-        for (_, parts) in &groups {
-            self.read_collection(parts, &mut ahead).await?;
-        }
-        let read = self.job.progress();
-        self.job.phase(Doing::Committing, None, None);
-        self.job.rewind(read);
-        // What was read is true at the latest moment at which something was read.
-        let (earliest, latest) = match (self.times, scan.at) {
-            (Some((from, to)), Some(at)) => (Some(from.min(at)), Some(to.max(at))),
-            (Some((from, to)), None) => (Some(from), Some(to)),
-            (None, at) => (at, at),
+    for number in 1..=ROUNDS {
+        let mut round = Round::start(job, source, targets, selection, &manner).await?;
+        let done = match round.run().await {
+            Ok(done) => done,
+            Err(error) => {
+                let stored = round.lanes.stored();
+                round.lanes.abandon().await;
+                return Err(given_up(error, stored));
+            }
         };
-        let time = latest.unwrap_or_else(|| EngineTime::wall(self.job.seams.clock.now_millis()));
-        let details = PointDetails {
-            time,
-            consistency: match self.uneven || earliest != latest {
-                true => Consistency::PerDocument,
-                false => scan.consistency,
-            },
-            position: scan.start,
-            gap: scan.gap,
-            skipped: std::mem::take(&mut self.skipped),
-        };
-        let points = self.lanes.commit(&details).await;
-        if points.is_empty() {
-            return Err(self.lanes.first_error());
+        report.description = Some(round.description);
+        let lost = report.add(done);
+        if lost.is_empty() {
+            break;
         }
-        Ok((details, points))
-    }
-
-    /// Plans from the oldest of the vaults' last points, so that the read serves them all.
-    async fn plan(&mut self, selection: &Selection) -> Result<Scan> {
-        let last = self.lanes.lanes.iter().filter_map(|l| l.run.as_ref()).map(|r| r.last());
-        let last = last.reduce(|a, b| match (a, b) {
-            (Some(a), Some(b)) => Some(if a.time <= b.time { a } else { b }),
-            _ => None,
-        });
-        let plan = self.job.stop.or(self.source.plan(selection, last.flatten().as_ref())).await?;
-        let mut scan = Scan::of(plan)?;
-        self.skipped.append(&mut scan.skipped);
-        Ok(scan)
-    }
-
-    /// Compares what is going to be read with the room in local vaults.
-    async fn check_room(&mut self, parts: &[Part]) -> Result<()> {
-        let Some(to_read) = parts.iter().map(|p| p.bytes).sum::<Option<u64>>() else { return Ok(()) };
-        for i in self.lanes.alive() {
-            let lane = &self.lanes.lanes[i];
-            let (Some(vault), Some(run)) = (&lane.vault, &lane.run) else { continue };
-            let free = match vault.storage().is_local() {
-                true => vault.storage().free_space().await.ok().flatten(),
-                false => None,
-            };
-            let Some(free) = free else { continue };
-            match space::room_for_backup(&lane.url, free, to_read, run.last().is_none()) {
-                Ok(Room::Enough) => {}
-                Ok(Room::Doubtful(note)) => self.job.note(note),
-                Err(error) => self.lanes.fail(i, error).await,
+        if number == ROUNDS {
+            for (i, gap) in lost {
+                report.errors.insert(i, overtaken(&gap));
             }
+            break;
         }
-        match self.lanes.alive().is_empty() {
-            true => Err(self.lanes.first_error()),
-            false => Ok(()),
-        }
+        job.note("history was lost while it was read: everything is scanned");
+        let is_lost = |i: usize| lost.contains_key(&i);
+        targets = vaults
+            .iter()
+            .enumerate()
+            .map(|(i, (url, v))| (url.clone(), v.clone().filter(|_| is_lost(i)).map(Ok)))
+            .collect();
+        // The log is shorter than what a scan takes: what is scanned must be enough.
+        manner.scan_only = number + 1 == ROUNDS;
+        manner.lost = lost;
     }
-
-    /// Reads all parts of one collection, again for the vaults that ask for it.
-    async fn read_collection(&mut self, parts: &[Part], ahead: &mut Ahead) -> Result<()> {
-        let Some(first) = parts.first() else { return Ok(()) };
-        let name = &first.collection.name;
-        let before = self.job.progress();
-        let mut skipped = Vec::new();
-        let mut again =
-            self.read_whole(parts, self.lanes.alive(), &mut skipped, ahead).await.map_err(|e| reading(name, e))?;
-        self.skipped.append(&mut skipped);
-        if !again.is_empty() {
-            self.job.rewind(before);
-            let mut anew = Ahead::new(parts.iter().cloned(), ahead.width());
-            again = self.read_whole(parts, again, &mut skipped, &mut anew).await.map_err(|e| reading(name, e))?;
-        }
-        if !again.is_empty() {
-            return Err(Error::bug(format!("the collection {name} was to be read a third time")));
-        }
-        let now = self.job.progress();
-        // A collection that is gone, or whose name is another's by now, is not in the point.
-        if self.names.get(name) == Some(&first.collection.id) {
-            let (documents, bytes) = (now.documents - before.documents, now.bytes - before.bytes);
-            self.read.push(ReadCollection { name: name.clone(), documents, bytes });
-        }
-        match self.lanes.alive().is_empty() {
-            true => Err(self.lanes.first_error()),
-            false => Ok(()),
-        }
-    }
-
-    /// Reads one collection for some lanes, by other parts if the source cannot go on with these;
-    /// gives the lanes that need to read it again.
-    async fn read_whole(
-        &mut self,
-        parts: &[Part],
-        mut lanes: Vec<usize>,
-        skipped: &mut Vec<Skipped>,
-        ahead: &mut Ahead,
-    ) -> Result<Vec<usize>> {
-        let (mut again, mut anew) = self.read_once(parts, &mut lanes, skipped, ahead).await?;
-        let mut tries = 0;
-        while let Some(parts) = anew.take() {
-            tries += 1;
-            if tries > TRIES_MAX {
-                return Err(Error::new(ErrorKind::Retry, format!("its reading had to begin anew {TRIES_MAX} times"))
-                    .hint("run the command again when the server is up for longer, or changes less"));
-            }
-            self.job.note(format!("{} is read again from its start", parts[0].collection.name));
-            let mut ahead = Ahead::new(parts.iter().cloned(), ahead.width());
-            let more;
-            (more, anew) = self.read_once(&parts, &mut lanes, skipped, &mut ahead).await?;
-            again.extend(more);
-        }
-        Ok(again)
-    }
-
-    /// Reads all parts of one collection for some lanes, several of them in turns if the source
-    /// likes that; gives the lanes that need to read it again, and the parts by which all do.
-    async fn read_once(
-        &mut self,
-        parts: &[Part],
-        lanes: &mut Vec<usize>,
-        skipped: &mut Vec<Skipped>,
-        ahead: &mut Ahead,
-    ) -> Result<(Vec<usize>, Option<Vec<Part>>)> {
-        let mut again = Vec::new();
-        let before = self.job.progress();
-        let mut collection = parts[0].collection.clone();
-        let id = collection.id.clone();
-        *lanes = self.begin(std::mem::take(lanes), &collection).await;
-        let mut waiting = parts.len();
-        // What is open, and the time that its documents are of.
-        let mut open: VecDeque<(ScanStream, Option<EngineTime>)> = VecDeque::new();
-        // The time that the vaults know.
-        let mut told = None;
-        while waiting > 0 || !open.is_empty() {
-            if lanes.is_empty() {
-                ahead.skip(waiting);
-                return Ok((again, None));
-            }
-            while open.len() < ahead.width() && waiting > 0 {
-                let opening = ahead.next(self.source, || self.lanes.attachments(self.job));
-                waiting -= 1;
-                open.extend(self.job.stop.or(opening).await?.map(|items| (items, None)));
-            }
-            let Some((mut items, mut time)) = open.pop_front() else { break };
-            let Some(item) = next(self.job, &mut items).await? else { continue };
-            *lanes = self.lanes.drop_failed(std::mem::take(lanes)).await;
-            match item {
-                ScanItem::Batch(batch) => {
-                    if let Some(time) = time.filter(|t| told != Some(*t)) {
-                        self.lanes.read_at(lanes, &id, time).await;
-                        told = Some(time);
+    if options.full {
+        for (i, (url, vault)) in vaults.iter().enumerate() {
+            let (Some(vault), Some((name, manifest))) = (vault, report.points.get(&i)) else { continue };
+            match compare::log_with_scan(job, vault, name, manifest).await {
+                Ok(Some(found)) => {
+                    if !found.problems.is_empty() {
+                        let recorded =
+                            compare::record(vault, &report.description, options, name, manifest, &found).await;
+                        match recorded {
+                            Ok(point) => drop(report.points.insert(i, point)),
+                            Err(e) => job.note(format!("{url}: the gap could not be recorded: {e}")),
+                        }
+                        report.gap.get_or_insert(found.gap);
                     }
-                    self.job.count(&batch);
-                    let outcomes = self.lanes.write(lanes, batch).await;
-                    again.extend(outcomes.iter().filter(|(_, o)| *o == WriteOutcome::ReadAgain).map(|(i, _)| *i));
-                    *lanes =
-                        outcomes.into_iter().filter(|(_, o)| *o == WriteOutcome::Written).map(|(i, _)| i).collect();
+                    report.compared.insert(i, found.problems);
                 }
-                ScanItem::Catalog(info) => {
-                    collection = info;
-                    *lanes = self.begin(std::mem::take(lanes), &collection).await;
-                }
-                ScanItem::Skipped(bad) => skipped.push(bad),
-                ScanItem::Progress { true_at } => {
-                    time = Some(true_at);
-                    self.times = Some(self.times.map_or((true_at, true_at), |(a, b)| (a.min(true_at), b.max(true_at))));
-                }
-                ScanItem::Gone => {
-                    self.names.retain(|_, known| *known != id);
-                    ahead.skip(waiting);
-                    self.lanes.discard(lanes, &id).await;
-                    self.job.rewind(before);
-                    self.uneven = true;
-                    self.job.note(format!("{} was dropped while it was read: it is not in the point", collection.name));
-                    return Ok((again, None));
-                }
-                ScanItem::Again(parts) => {
-                    ahead.skip(waiting);
-                    self.lanes.discard(lanes, &id).await;
-                    self.job.rewind(before);
-                    return Ok((again, Some(parts)));
-                }
+                Ok(None) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+                Err(e) => job.note(format!("{url}: the log could not be compared with the scan: {e}")),
             }
-            open.push_back((items, time));
         }
-        self.lanes.end(lanes, &id).await;
-        Ok((again, None))
+    }
+    report.finish(vaults, began)
+}
+
+/// What the rounds of a backup came to.
+#[derive(Default)]
+struct Report {
+    description: Option<Description>,
+    points: HashMap<usize, (vault::PointName, vault::Manifest)>,
+    errors: HashMap<usize, Error>,
+    compared: HashMap<usize, Vec<String>>,
+    gap: Option<Gap>,
+    changes: Option<u64>,
+    scanned: bool,
+    skipped: Vec<Skipped>,
+    collections: Vec<ReadCollection>,
+    documents: u64,
+    bytes: u64,
+}
+
+impl Report {
+    /// Adds a round; gives the vaults that need another one.
+    fn add(&mut self, done: Done) -> HashMap<usize, Gap> {
+        let Done { points, errors, lost, gaps, scanned, read, stored, skipped, time: _ } = done;
+        self.points.extend(points);
+        self.errors.extend(errors);
+        self.gap = self.gap.take().or_else(|| gaps.into_values().next());
+        self.skipped.extend(skipped);
+        if let Some(stored) = stored {
+            *self.changes.get_or_insert(0) += stored.changes;
+        }
+        match scanned {
+            Some(found) => {
+                self.scanned = true;
+                (self.documents, self.bytes) = (read.documents, read.bytes);
+                self.collections = found.read;
+            }
+            None => {
+                self.documents += read.documents;
+                self.bytes += read.bytes;
+            }
+        }
+        lost
     }
 
-    /// A collection begins, or has another name from now on. One that had this name before is gone.
-    async fn begin(&mut self, lanes: Vec<usize>, info: &CollectionInfo) -> Vec<usize> {
-        self.names.retain(|_, id| *id != info.id);
-        if let Some(old) = self.names.insert(info.name.clone(), info.id.clone()) {
-            self.lanes.discard(&lanes, &old).await;
-            self.uneven = true;
-            self.job.note(format!("{} was replaced while it was read: the point has the new one", info.name));
+    fn finish(mut self, vaults: Vec<(String, Option<Vault>)>, began: Instant) -> Result<BackupReport> {
+        let mut outcomes = Vec::new();
+        for (i, (url, _)) in vaults.into_iter().enumerate() {
+            let point = match (self.errors.remove(&i), self.points.remove(&i)) {
+                (Some(error), _) => Err(error),
+                (None, Some((name, manifest))) => Ok(PointView::of(&name, &manifest)),
+                (None, None) => Err(Error::bug("a vault has no point and no error")),
+            };
+            outcomes.push(VaultOutcome { url, point, compared: self.compared.remove(&i) });
         }
-        self.lanes.begin(&lanes, info).await
-    }
-
-    fn report(mut self, details: PointDetails, points: Committed, began: Instant) -> BackupReport {
-        let read = self.job.progress();
-        let mut points: Vec<Option<PointView>> = {
-            let mut all: Vec<Option<PointView>> = self.lanes.lanes.iter().map(|_| None).collect();
-            points.into_iter().for_each(|(i, (name, manifest))| all[i] = Some(PointView::of(&name, &manifest)));
-            all
-        };
-        let vaults = self.lanes.lanes.drain(..).zip(points.drain(..)).map(|(lane, point)| VaultOutcome {
-            url: lane.url,
-            point: point.ok_or_else(|| lane.error.unwrap_or_else(|| Error::bug("a vault has no point and no error"))),
-        });
-        BackupReport {
-            vaults: vaults.collect(),
-            source: self.description.name,
-            losses: self.description.losses,
-            skipped: details.skipped,
-            gap: details.gap,
-            collections: self.read,
-            documents: read.documents,
-            bytes: read.bytes,
+        if outcomes.iter().all(|o| o.point.is_err()) {
+            let first = outcomes.into_iter().find_map(|o| o.point.err());
+            return Err(first.unwrap_or_else(|| Error::bug("no vault was written to, and none failed")));
+        }
+        let (source, losses) = self.description.map(|d| (d.name, d.losses)).unwrap_or_default();
+        Ok(BackupReport {
+            source,
+            losses,
+            skipped: self.skipped,
+            gap: self.gap,
+            changes: self.changes,
+            scanned: self.scanned,
+            collections: self.collections,
+            documents: self.documents,
+            bytes: self.bytes,
             took: began.elapsed(),
-        }
+            vaults: outcomes,
+        })
     }
 }
 
-/// Says which collection was being read, except of interruptions.
-fn reading(name: &str, e: Error) -> Error {
-    if e.kind() == ErrorKind::Interrupted { e } else { e.context(format!("reading collection {name}")) }
+/// The error of a backup that was given up.
+pub(crate) fn given_up(error: Error, stored: u64) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted => Error::new(
+            ErrorKind::Interrupted,
+            format!("interrupted before the point was complete; {} are stored in the vault", bytes(stored)),
+        )
+        .hint("run the same command again: it uses what is stored; `rewound prune` removes it instead"),
+        _ => error,
+    }
 }
 
-/// The next item, unless the job is stopped.
-async fn next(job: &Job, items: &mut ScanStream) -> Result<Option<ScanItem>> {
-    if job.stop.is_asked() {
-        return Err(interrupted());
-    }
-    job.stop.or(async { items.next().await.transpose() }).await
+fn overtaken(gap: &Gap) -> Error {
+    Error::new(ErrorKind::HistoryLost, format!("history was lost again and again: {}", gap.why))
+        .hint("make the source keep its history for longer than a backup takes, then run the backup again")
 }

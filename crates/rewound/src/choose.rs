@@ -1,9 +1,10 @@
 //! Which source and which point the user means.
 
+use crate::registry;
 use crate::time::At;
-use model::{Error, Result};
+use model::{EngineTime, Error, FeedKind, Result, Selection};
 use std::collections::BTreeMap;
-use vault::{Point, PointName, Points};
+use vault::{Point, PointName, Points, State, Vault};
 
 /// Which point is meant; without anything the newest.
 #[derive(Debug, Clone, Default)]
@@ -12,7 +13,7 @@ pub struct PointChoice {
     pub source: Option<String>,
     /// A unique beginning of the point's id.
     pub point: Option<String>,
-    /// The last point at or before this time.
+    /// This time; of a source that does not tell every change the last point at or before it.
     pub at: Option<At>,
 }
 
@@ -126,6 +127,55 @@ fn by_id(points: &Points, id: &str, wanted: Option<&str>) -> Result<Chosen> {
                 .hint("write more of the id"))
         }
     }
+}
+
+/// The state that is meant: of a point, or of any time if the source tells every change. With what
+/// the user should know about the choice.
+pub async fn state(
+    vault: &Vault,
+    points: &Points,
+    choice: &PointChoice,
+    selection: &Selection,
+) -> Result<(State, Vec<String>)> {
+    if let (Some(at), None) = (&choice.at, &choice.point) {
+        let tag = source(points, choice.source.as_deref())?;
+        let feed = points.of(&tag).next_back().map(|p| (p.manifest.source.feed, &p.manifest.source.engine));
+        if let Some((FeedKind::EveryChange, engine)) = feed {
+            let wanted = at.engine_time(FeedKind::EveryChange)?;
+            let patcher = || registry::patcher(engine);
+            let error = match vault.resolve_at(&tag, wanted, selection, patcher()).await {
+                Ok(state) => return Ok((state, Vec::new())),
+                Err(error) => error,
+            };
+            // A time of day means its whole second, of which the vault may know the beginning only.
+            let Some(known) = within_second(vault, points, &tag, at, wanted).await? else { return Err(error) };
+            let state = vault.resolve_at(&tag, known, selection, patcher()).await.map_err(|_| error)?;
+            return Ok((state, vec!["the vault does not know all of that second: this is the last of it".into()]));
+        }
+    }
+    let chosen = point(points, choice)?;
+    let patcher = registry::patcher(&chosen.point.manifest.source.engine);
+    Ok((vault.resolve(&chosen.point, selection, patcher).await?, chosen.notes))
+}
+
+/// The last time within a second that the vault knows, if its history ends there.
+async fn within_second(
+    vault: &Vault,
+    points: &Points,
+    tag: &str,
+    at: &At,
+    wanted: EngineTime,
+) -> Result<Option<EngineTime>> {
+    if !matches!(at, At::Wall(_)) {
+        return Ok(None);
+    }
+    let of_point = points.of(tag).map(|p| p.manifest.time).filter(|t| t.millis == wanted.millis).max();
+    let history = vault.history(tag).await?;
+    let ends = history.intervals.iter().any(|i| i.to == wanted.millis);
+    // Of a log that no point ends, names tell the second only: all before it is known.
+    let before = (wanted.order >> 32).saturating_sub(1) << 32 | u64::from(u32::MAX);
+    let before = EngineTime { order: before, millis: wanted.millis - 1000 };
+    Ok(of_point.or(ends.then_some(before)))
 }
 
 fn no_points(points: &Points) -> Error {

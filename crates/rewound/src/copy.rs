@@ -7,6 +7,7 @@ use crate::restore::Consent;
 use crate::space;
 use crate::spool::Spool;
 use crate::transfer::{self, CollectionReport, Load, Piece, Way, Written};
+use crate::translate;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     AttachmentStore, CollectionInfo, Error, ErrorKind, IfExists, Loss, Part, RestoreOptions, RestorePlan, Result,
@@ -53,6 +54,7 @@ impl Copy {
     /// Plans the read and asks the target what it would do. Touches nothing.
     pub async fn prepare(job: &Job, source: Arc<dyn Source>, target: Target, options: RestoreOptions) -> Result<Copy> {
         job.phase(Doing::Checking, None, None);
+        let source = job.stop.or(translate::as_origin(source, &*target.sink)).await?;
         let mut description = job.stop.or(source.describe()).await?;
         let Scan { parts, skipped, .. } = Scan::of(job.stop.or(source.plan(&options.selection, None)).await?)?;
         let groups = by_collection(parts);

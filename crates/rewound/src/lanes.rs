@@ -14,9 +14,21 @@ pub(crate) struct Lane {
     /// The vault; none if it could not be opened.
     pub vault: Option<Vault>,
     /// The run, while it goes well.
-    pub run: Option<Run>,
+    pub run: Option<Arc<Run>>,
     /// Why it did not go well.
     pub error: Option<Error>,
+}
+
+impl Lane {
+    /// Gives the run up.
+    async fn abandon(&mut self) {
+        // Somebody may still be writing with it: then its sign of life expires by itself.
+        if let Some(run) = self.run.take().and_then(Arc::into_inner)
+            && let Err(error) = run.abandon().await
+        {
+            tracing::warn!("{}: taking away the run's sign of life failed: {error}", self.url);
+        }
+    }
 }
 
 /// All vaults of a backup.
@@ -33,7 +45,8 @@ impl Lanes {
         if all.lanes.len() > 1 {
             // A lane that failed already gets a store that is never used.
             let nothing: Arc<dyn AttachmentStore> = Arc::new(model::HashingStore);
-            let stores = all.lanes.iter().map(|l| l.run.as_ref().map_or(nothing.clone(), Run::attachments)).collect();
+            let stores =
+                all.lanes.iter().map(|l| l.run.as_ref().map_or(nothing.clone(), |run| run.attachments())).collect();
             let tee = Tee::new(stores);
             let failed: Vec<usize> = (0..all.lanes.len()).filter(|i| all.lanes[*i].run.is_none()).collect();
             failed.into_iter().for_each(|i| tee.leave_out(i));
@@ -59,7 +72,7 @@ impl Lanes {
 
     /// Bytes stored by all runs so far.
     pub fn stored(&self) -> u64 {
-        self.lanes.iter().filter_map(|l| l.run.as_ref()).map(Run::stored).sum()
+        self.lanes.iter().filter_map(|l| l.run.as_ref()).map(|run| run.stored()).sum()
     }
 
     /// Tells some lanes that a collection begins; gives those for which that went well.
@@ -116,14 +129,27 @@ impl Lanes {
         good
     }
 
-    /// Completes the point of each lane.
-    pub async fn commit(&mut self, details: &PointDetails) -> Vec<(usize, (vault::PointName, vault::Manifest))> {
+    /// Completes the point of each lane for which there are details, side by side.
+    pub async fn commit(
+        &mut self,
+        details: impl Fn(usize) -> Option<PointDetails>,
+    ) -> Vec<(usize, (vault::PointName, vault::Manifest))> {
+        let commits = self.lanes.iter_mut().enumerate().filter_map(|(i, lane)| {
+            let details = details(i)?;
+            let run = lane.run.take().map(Arc::into_inner)?;
+            Some(async move {
+                let committed = match run {
+                    Some(run) => run.commit(details).await,
+                    None => Err(Error::bug("a run is committed while something writes with it")),
+                };
+                (i, committed)
+            })
+        });
         let mut points = Vec::new();
-        for (i, lane) in self.lanes.iter_mut().enumerate() {
-            let Some(run) = lane.run.take() else { continue };
-            match run.commit(details.clone()).await {
+        for (i, committed) in futures::future::join_all(commits).await {
+            match committed {
                 Ok(point) => points.push((i, point)),
-                Err(error) => lane.error = Some(error),
+                Err(error) => self.lanes[i].error = Some(error),
             }
         }
         points
@@ -132,11 +158,7 @@ impl Lanes {
     /// Gives all runs up: what they stored stays for the next ones.
     pub async fn abandon(&mut self) {
         for lane in &mut self.lanes {
-            if let Some(run) = lane.run.take()
-                && let Err(error) = run.abandon().await
-            {
-                tracing::warn!("{}: taking away the run's sign of life failed: {error}", lane.url);
-            }
+            lane.abandon().await;
         }
     }
 
@@ -151,13 +173,8 @@ impl Lanes {
         if let Some(tee) = &self.tee {
             tee.leave_out(i);
         }
-        let lane = &mut self.lanes[i];
-        lane.error.get_or_insert(error);
-        if let Some(run) = lane.run.take()
-            && let Err(error) = run.abandon().await
-        {
-            tracing::warn!("{}: taking away the run's sign of life failed: {error}", lane.url);
-        }
+        self.lanes[i].error.get_or_insert(error);
+        self.lanes[i].abandon().await;
     }
 
     /// Does something with the runs of some lanes, side by side.
@@ -165,7 +182,7 @@ impl Lanes {
     where
         F: Future<Output = Result<T>>,
     {
-        let working = lanes.iter().filter_map(|i| self.lanes[*i].run.as_ref().map(|run| work(*i, run)));
+        let working = lanes.iter().filter_map(|i| self.lanes[*i].run.as_deref().map(|run| work(*i, run)));
         futures::future::join_all(working).await
     }
 

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
-    AttachmentStore, ChangeStream, Description, Error, Following, Part, Plan, Position, Result, ScanItem, ScanStream,
-    Selection, Source, SourceState, Until,
+    AttachmentStore, ChangeStream, Description, Engine, Error, Following, Part, Plan, Position, Result, ScanItem,
+    ScanStream, Selection, Source, SourceState, Until,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -49,6 +49,10 @@ impl Pace {
 impl Source for Paced {
     async fn describe(&self) -> Result<Description> {
         self.inner.describe().await
+    }
+
+    async fn origin(&self) -> Result<Option<Engine>> {
+        self.inner.origin().await
     }
 
     async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan> {

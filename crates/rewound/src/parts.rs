@@ -27,8 +27,7 @@ impl Scan {
                     *then
                 }
                 Plan::Changes { .. } => {
-                    return Err(Error::unsupported("reading changes only is not part of this version of Rewound")
-                        .hint("pass --full to read everything"));
+                    return Err(Error::bug("a source was to be scanned, but wants to tell changes only"));
                 }
             };
         }

@@ -1,8 +1,8 @@
 //! Points as people see them.
 
-use model::{Consistency, Gap, Result, Skipped};
+use model::{Consistency, EngineTime, Gap, Result, Skipped};
 use serde::Serialize;
-use vault::{BrokenPoint, Point, PointName, Points, Vault};
+use vault::{BrokenPoint, History, Interval, Point, PointName, Points, Vault};
 
 /// A point, for people and for JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,6 +19,9 @@ pub struct PointView {
     pub engine: String,
     /// The source's tag in the vault: tells apart sources of the same name.
     pub tag: String,
+    /// Whether documents, attachments and bytes are those of the state; else those of its last scan,
+    /// which the change log has changed since.
+    pub counted: bool,
     /// Documents.
     pub documents: u64,
     /// Attachments.
@@ -52,6 +55,7 @@ impl PointView {
             source: manifest.source.name.clone(),
             engine: manifest.source.engine.0.clone(),
             tag: name.source.clone(),
+            counted: totals.counted,
             documents: totals.documents,
             attachments: totals.attachments,
             bytes: totals.document_bytes + totals.attachment_bytes,
@@ -100,6 +104,48 @@ pub struct PointsView {
     pub points: Vec<PointView>,
     /// The others.
     pub broken: Vec<BrokenView>,
+    /// What can be restored between points, and what cannot, by source.
+    pub histories: Vec<HistoryView>,
+}
+
+/// Times of one source that can be restored, and what was lost.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct HistoryView {
+    /// The source's name.
+    pub source: String,
+    /// Its tag.
+    pub tag: String,
+    /// Any second within these can be restored, oldest first.
+    pub intervals: Vec<IntervalView>,
+    /// Where history was lost, oldest first.
+    pub gaps: Vec<Gap>,
+}
+
+/// Times without a hole between them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IntervalView {
+    /// The first time, RFC 3339 in UTC.
+    pub from: String,
+    /// The last.
+    pub to: String,
+    /// The first in milliseconds since 1970 UTC.
+    pub from_millis: i64,
+    /// The last.
+    pub to_millis: i64,
+}
+
+impl From<History> for HistoryView {
+    fn from(history: History) -> Self {
+        let text = |millis: i64| EngineTime { order: 0, millis }.to_string();
+        let interval =
+            |i: &Interval| IntervalView { from: text(i.from), to: text(i.to), from_millis: i.from, to_millis: i.to };
+        HistoryView {
+            source: history.name.unwrap_or_else(|| history.source.clone()),
+            tag: history.source,
+            intervals: history.intervals.iter().map(interval).collect(),
+            gaps: history.gaps,
+        }
+    }
 }
 
 impl From<&Points> for PointsView {
@@ -107,17 +153,23 @@ impl From<&Points> for PointsView {
         PointsView {
             points: points.points.iter().map(PointView::from).collect(),
             broken: points.broken.iter().map(BrokenView::from).collect(),
+            histories: Vec::new(),
         }
     }
 }
 
-/// All points of a vault; of one source if its name or tag is given.
+/// All points of a vault, and what can be restored between them; of one source if its name or tag is given.
 pub async fn list(vault: &Vault, source: Option<&str>) -> Result<PointsView> {
     let mut points = vault.points().await?;
+    let mut tag = None;
     if let Some(wanted) = source {
-        let tag = crate::choose::source(&points, Some(wanted))?;
-        points.points.retain(|p| p.name.source == tag);
-        points.broken.retain(|b| PointName::parse(&b.path).is_none_or(|n| n.source == tag));
+        let tag = tag.insert(crate::choose::source(&points, Some(wanted))?);
+        points.points.retain(|p| p.name.source == *tag);
+        points.broken.retain(|b| PointName::parse(&b.path).is_none_or(|n| n.source == *tag));
     }
-    Ok(PointsView::from(&points))
+    let mut histories = vault.histories(&points).await?;
+    if let Some(tag) = tag {
+        histories.retain(|h| h.source == tag);
+    }
+    Ok(PointsView { histories: histories.into_iter().map(HistoryView::from).collect(), ..PointsView::from(&points) })
 }

@@ -16,6 +16,8 @@ pub enum Doing {
     Checking,
     /// Reading the source into vaults.
     Reading,
+    /// Reading what has changed.
+    Following,
     /// Completing a point.
     Committing,
     /// Writing to a target.

@@ -3,10 +3,12 @@
 use crate::metered::Metered;
 use crate::parts::Scan;
 use crate::progress::{Doing, Job};
+use crate::registry::Target;
 use crate::transfer::{Sent, while_doing};
+use crate::translate;
 use futures::StreamExt;
 use futures::stream;
-use model::{Batch, Encoding, HashingStore, Result, ScanItem, Selection, Source};
+use model::{Batch, Encoding, HashingStore, Result, ScanItem, Selection};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -96,7 +98,7 @@ struct Found {
 }
 
 /// Reads back what was sent and compares it.
-pub(crate) async fn prove(job: &Job, target: &dyn Source, sent: &[Sent], keys: &HashKeys) -> Result<Proof> {
+pub(crate) async fn prove(job: &Job, target: &Target, sent: &[Sent], keys: &HashKeys) -> Result<Proof> {
     let began = Instant::now();
     let documents = sent.iter().map(|s| s.report.documents).sum();
     let bytes = sent.iter().map(|s| s.report.bytes).sum();
@@ -106,7 +108,7 @@ pub(crate) async fn prove(job: &Job, target: &dyn Source, sent: &[Sent], keys: &
     if sent.is_empty() {
         return Ok(proof);
     }
-    let planned = match job.stop.or(target.plan(&selection, None)).await {
+    let planned = match job.stop.or(target.source.plan(&selection, None)).await {
         Err(e) if e.kind() == model::ErrorKind::Input => {
             // What was written cannot even be read: that is a finding, not a failure to look.
             proof.mismatches.push(Mismatch { collection: "*".into(), problem: e.to_string() });
@@ -166,24 +168,24 @@ fn compare(sent: &Sent, found: &Found, proof: &mut Proof) {
     proof.mismatches.push(Mismatch { collection, problem });
 }
 
-async fn read_back(
-    job: &Job,
-    target: &dyn Source,
-    parts: Vec<model::Part>,
-    sent: &Sent,
-    keys: &HashKeys,
-) -> Result<Found> {
+async fn read_back(job: &Job, target: &Target, parts: Vec<model::Part>, sent: &Sent, keys: &HashKeys) -> Result<Found> {
     let mut digest = Digest::default();
     let mut encoding = None;
+    let is_translated = sent.encoding.is_some_and(|e| translate::is_needed(&*target.sink, e));
     let mut missing = sent.seen.as_ref().filter(|s| !s.too_many).map(|s| s.documents.clone());
     for part in parts {
-        let mut items = job.stop.or(target.read(&part, Metered::in_front_of(Arc::new(HashingStore), job))).await?;
+        let store = Metered::in_front_of(Arc::new(HashingStore), job);
+        let mut items = job.stop.or(target.source.read(&part, store)).await?;
         while let Some(item) = job.stop.or(async { items.next().await.transpose() }).await? {
-            let ScanItem::Batch(batch) = item else { continue };
+            let ScanItem::Batch(mut batch) = item else { continue };
             if batch.kind.is_tombstone() {
                 continue;
             }
             job.count(&batch);
+            if is_translated && batch.encoding == Encoding::Json {
+                // What cannot be translated back is not what was written: the digest will tell.
+                batch = translate::to_bson(&batch).unwrap_or(Batch { encoding: Encoding::Bson, ..batch });
+            }
             encoding = Some(batch.encoding);
             for i in 0..batch.len() {
                 digest.add(keys.document(&batch, i));

@@ -1,6 +1,6 @@
 //! What a URL means: the one table of engines, and how vaults are opened.
 
-use model::{Encoding, Engine, Error, ErrorKind, Result, Sink, Source};
+use model::{Encoding, Engine, Error, ErrorKind, Patcher, Result, Sink, Source};
 use mongo::dump::{DumpSink, DumpSource};
 use mongo::jobflow::{JobflowSink, JobflowSource, Project};
 use std::fmt;
@@ -106,6 +106,22 @@ pub fn keys_of(engine: &Engine, text: &str) -> Vec<Vec<u8>> {
     match engine.0.as_str() {
         "mongodb" => mongo::keys::keys(text),
         _ => vec![text.as_bytes().to_vec()],
+    }
+}
+
+/// What applies the patches of an engine's change log; none if its log holds none.
+pub fn patcher(engine: &Engine) -> Option<Arc<dyn Patcher>> {
+    match engine.0.as_str() {
+        "mongodb" => Some(Arc::new(mongo::Patches)),
+        _ => None,
+    }
+}
+
+/// A key for people.
+pub fn key_text(engine: &Engine, key: &[u8]) -> String {
+    match engine.0.as_str() {
+        "mongodb" => mongo::keys::text(key),
+        _ => String::from_utf8_lossy(key).into_owned(),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Vault → target.
 
 use crate::choose::{self, PointChoice};
+use crate::expiring;
 use crate::points::PointView;
 use crate::progress::{Doing, Job};
 use crate::registry::Target;
 use crate::space;
+use crate::time::exactly;
 use crate::transfer::{self, CollectionReport, Load, Piece, Way, Written};
 use futures::StreamExt;
 use futures::TryStreamExt;
@@ -19,8 +21,10 @@ pub struct Restore {
     keys: HashKeys,
     target: Target,
     options: RestoreOptions,
-    /// The point that is restored.
+    /// The point that is restored, or the last one whose layers the state is made of.
     pub point: PointView,
+    /// The time whose state is restored.
+    pub moment: Moment,
     /// What the target is going to do.
     pub plan: RestorePlan,
     /// The collections with their sizes; of those of which only some documents are meant, the
@@ -33,10 +37,25 @@ pub struct Restore {
 /// What a restore did.
 #[derive(Debug)]
 pub struct RestoreReport {
-    /// The point that was restored.
+    /// The point that was restored, or the last one whose layers the state was made of.
     pub point: PointView,
+    /// The time whose state was restored.
+    pub moment: Moment,
     /// What was written.
     pub written: Written,
+}
+
+/// A time that is restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Moment {
+    /// RFC 3339 in UTC.
+    pub time: String,
+    /// The same in milliseconds since 1970 UTC.
+    pub millis: i64,
+    /// The same as `--at` takes it, in the engine's exact order.
+    pub at: String,
+    /// Whether it is the time of the point.
+    pub is_point: bool,
 }
 
 /// Whether and how to go on with a [`Restore`].
@@ -59,16 +78,33 @@ impl Restore {
     ) -> Result<Restore> {
         job.phase(Doing::Checking, None, None);
         let points = job.stop.or(vault.points()).await?;
-        let chosen = choose::point(&points, choice)?;
-        chosen.notes.into_iter().for_each(|note| job.note(note));
-        let engine = &chosen.point.manifest.source.engine;
-        options.selection.understand_keys(|text| crate::registry::keys_of(engine, text));
-        let state = job.stop.or(vault.resolve(&chosen.point, &options.selection)).await?;
-        let catalog = vault.catalog(&chosen.point.manifest).await?;
-        let there = catalog.collections.iter().map(|c| c.info.name.as_str());
+        let tag = match &choice.point {
+            Some(_) => choose::point(&points, choice)?.point.name.source,
+            None => choose::source(&points, choice.source.as_deref())?,
+        };
+        if let Some(newest) = points.of(&tag).next_back() {
+            let engine = &newest.manifest.source.engine;
+            options.selection.understand_keys(|text| crate::registry::keys_of(engine, text));
+        }
+        let (state, notes) = job.stop.or(choose::state(vault, &points, choice, &options.selection)).await?;
+        notes.into_iter().for_each(|note| job.note(note));
+        let point = state.point();
+        let moment = Moment {
+            time: state.time().to_string(),
+            millis: state.time().millis,
+            at: exactly(state.time(), point.manifest.source.feed),
+            is_point: state.time() == point.manifest.time,
+        };
+        let catalog = vault.catalog(&point.manifest).await?;
+        let there = catalog.collections.iter().chain(state.collections()).map(|c| c.info.name.as_str());
         transfer::check_names(&options, there, state.collections().len())?;
         let description = state.description();
-        let plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
+        let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
+        if options.if_exists == IfExists::Replace {
+            let count = job.stop.or(state.check_there()).await?;
+            plan.phases.insert(0, format!("all {count} objects that are needed are in the vault; what is in them is checked as they are read, before anything that is there is replaced"));
+        }
+        plan.phases.extend(expiring::count(job, &state, &*target.sink).await?);
         let collections = state.collections().iter().map(|entry| CollectionReport {
             name: entry.info.name.clone(),
             target: options.target_name(&entry.info.name).to_owned(),
@@ -78,7 +114,8 @@ impl Restore {
         });
         Ok(Restore {
             keys: vault.hash_keys()?.clone(),
-            point: PointView::from(&chosen.point),
+            point: PointView::from(state.point()),
+            moment,
             collections: collections.collect(),
             not_in_backup: description.losses,
             target,
@@ -86,6 +123,15 @@ impl Restore {
             plan,
             state,
         })
+    }
+
+    /// Holds about so many bytes of changes in memory while the state is made; the rest goes to an
+    /// encrypted temporary file. 128 MiB unless told.
+    pub fn with_memory(mut self, bytes: Option<usize>) -> Restore {
+        if let Some(bytes) = bytes {
+            self.state = self.state.with_memory(bytes);
+        }
+        self
     }
 
     /// Writes to the target, compares what is sent with the point's digests, and reads the target
@@ -101,8 +147,8 @@ impl Restore {
             let all = self.options.selection.takes_all_of(&entry.info.name);
             Load {
                 info: entry.info.clone(),
-                documents: all.then_some(entry.documents),
-                bytes: all.then(|| size(entry, &self.options)),
+                documents: (all && entry.counted).then_some(entry.documents),
+                bytes: (all && entry.counted).then(|| size(entry, &self.options)),
                 expected: whole.then_some(entry.digest),
                 by_key: !all,
                 pieces: self.state.read(entry).map_ok(Piece::Batch).boxed(),
@@ -117,7 +163,7 @@ impl Restore {
             release: &|_| {},
         };
         let written = way.write(self.plan, loads.collect(), self.state.attachments()).await?;
-        Ok(RestoreReport { point: self.point, written })
+        Ok(RestoreReport { point: self.point, moment: self.moment, written })
     }
 }
 

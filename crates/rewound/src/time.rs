@@ -3,7 +3,7 @@
 use jiff::civil::{Date, DateTime, Time, Weekday};
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{SignedDuration, Timestamp, ToSpan, Zoned};
-use model::{Error, FeedKind, Result};
+use model::{EngineTime, Error, FeedKind, Result};
 use std::cmp::Ordering;
 
 /// A time that the user means.
@@ -55,20 +55,48 @@ impl At {
         }
     }
 
+    /// The last engine time that this time includes. A time of day means its whole second for engines
+    /// that count changes within seconds.
+    pub fn engine_time(&self, feed: FeedKind) -> Result<EngineTime> {
+        match (self, feed) {
+            (At::Wall(zoned), FeedKind::EveryChange) => {
+                let second = zoned.timestamp().as_millisecond().div_euclid(1000);
+                let seconds = second.clamp(0, i64::from(u32::MAX)) as u64;
+                Ok(EngineTime { order: seconds << 32 | u64::from(u32::MAX), millis: seconds as i64 * 1000 })
+            }
+            (At::Wall(zoned), FeedKind::LatestState) => Ok(EngineTime::wall(zoned.timestamp().as_millisecond())),
+            (At::Cluster { seconds, increment }, FeedKind::EveryChange) => Ok(EngineTime {
+                order: u64::from(*seconds) << 32 | u64::from(*increment),
+                millis: i64::from(*seconds) * 1000,
+            }),
+            (At::Cluster { .. }, FeedKind::LatestState) => Err(no_clock()),
+        }
+    }
+
     /// Whether a point of this time is at or before this time.
-    pub fn covers(&self, point: model::EngineTime, feed: FeedKind) -> Result<bool> {
+    pub fn covers(&self, point: EngineTime, feed: FeedKind) -> Result<bool> {
         match (self, feed) {
             (At::Wall(zoned), _) => Ok(point.millis <= zoned.timestamp().as_millisecond()),
             (At::Cluster { seconds, increment }, FeedKind::EveryChange) => {
                 let order = u64::from(*seconds) << 32 | u64::from(*increment);
                 Ok(point.order.cmp(&order) != Ordering::Greater)
             }
-            (At::Cluster { .. }, FeedKind::LatestState) => {
-                Err(Error::unsupported("the source of this vault has no clock of its own, so that ts: means nothing")
-                    .hint("write a time of day: --at '2026-11-20 09:03'"))
-            }
+            (At::Cluster { .. }, FeedKind::LatestState) => Err(no_clock()),
         }
     }
+}
+
+/// An engine time as `--at` takes it, exactly: of engines that count changes within seconds that count.
+pub fn exactly(time: EngineTime, feed: FeedKind) -> String {
+    match feed {
+        FeedKind::EveryChange => format!("ts:{},{}", time.order >> 32, time.order & 0xFFFF_FFFF),
+        FeedKind::LatestState => time.to_string(),
+    }
+}
+
+fn no_clock() -> Error {
+    Error::unsupported("the source of this vault has no clock of its own, so that ts: means nothing")
+        .hint("write a time of day: --at '2026-11-20 09:03'")
 }
 
 fn malformed(text: &str) -> Error {
@@ -175,7 +203,6 @@ fn local(datetime: DateTime, zone: &TimeZone) -> Result<Zoned> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use model::EngineTime;
 
     fn now_in(zone: &str, utc: &str) -> Zoned {
         utc.parse::<Timestamp>().unwrap().to_zoned(TimeZone::posix(zone).unwrap())
@@ -273,6 +300,20 @@ mod tests {
         let kathmandu = now_in("<+0545>-5:45", "2026-11-20T09:30:00Z");
         assert_eq!(utc("today 15:15", &kathmandu), "2026-11-20T09:30:00Z");
         assert_eq!(At::parse("today 15:15", &kathmandu).unwrap().in_full(), "Fri 2026-11-20 15:15:00 +05:45");
+    }
+
+    #[test]
+    fn a_time_of_day_includes_its_second() {
+        let at = At::parse("2026-11-20T09:03:00.5Z", &berlin()).unwrap();
+        let every = at.engine_time(FeedKind::EveryChange).unwrap();
+        let second = 1_795_165_380;
+        assert_eq!((every.order >> 32, every.order as u32, every.millis), (second, u32::MAX, second as i64 * 1000));
+        assert_eq!(at.engine_time(FeedKind::LatestState).unwrap().millis, second as i64 * 1000 + 500);
+        let at = At::Cluster { seconds: 7, increment: 9 };
+        let time = at.engine_time(FeedKind::EveryChange).unwrap();
+        assert_eq!(exactly(time, FeedKind::EveryChange), "ts:7,9");
+        assert_eq!(At::parse(&exactly(time, FeedKind::EveryChange), &berlin()).unwrap(), at);
+        assert!(at.engine_time(FeedKind::LatestState).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::progress::{Doing, Job};
 use crate::proof::{self, Proof, Seen};
 use crate::registry::Target;
 use crate::stop::{Stop, interrupted};
+use crate::translate;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use model::{
@@ -128,7 +129,7 @@ impl Way<'_> {
         if !self.verify {
             return Ok(None);
         }
-        let proof = proof::prove(self.job, &*self.target.source, sent, self.keys).await;
+        let proof = proof::prove(self.job, self.target, sent, self.keys).await;
         proof.map(Some).map_err(|e| match e.kind() {
             ErrorKind::Interrupted => {
                 Error::new(ErrorKind::Interrupted, "interrupted: everything is written, but not proven")
@@ -210,7 +211,7 @@ impl Way<'_> {
                 Some(Piece::Batch(batch)) => {
                     self.account(&mut sent, &batch);
                     let attachments = batch.attachments.clone();
-                    session.write(batch).await?;
+                    session.write(translate::for_sink(&*self.target.sink, batch)).await?;
                     (self.release)(&attachments);
                 }
             }

@@ -7,9 +7,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::str::FromStr;
 
 /// Plain bytes in one chunk of an age file (age specification, "Payload").
-const CHUNK: u64 = 64 << 10;
+pub(crate) const CHUNK: u64 = 64 << 10;
 /// Stored bytes of one chunk: 16 of them authenticate it.
-const STORED_CHUNK: u64 = CHUNK + 16;
+pub(crate) const STORED_CHUNK: u64 = CHUNK + 16;
 
 /// Who can read an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 
 use crate::hash::HashKeys;
 use crate::manifest::{FilterRef, Shard};
-use crate::objects::Objects;
+use crate::objects::{Objects, is_damage};
 use crate::segment::{FrameEntry, SegmentEntry};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -194,6 +194,11 @@ pub(crate) struct Candidate {
 /// Reads the partition that a key's hash belongs to and finds the frames that may hold the key;
 /// reads nothing if the filter is not of its shard.
 pub(crate) async fn look_up(objects: &Objects, filter: &FilterRef, hash: u64) -> Result<Vec<Candidate>> {
+    look_up_many(objects, filter, &[hash]).await
+}
+
+/// The frames that may hold one of some keys: each partition is read once. The hashes must be sorted.
+pub(crate) async fn look_up_many(objects: &Objects, filter: &FilterRef, hashes: &[u64]) -> Result<Vec<Candidate>> {
     let broken = || {
         Error::corrupt(format!("the key filter {} is damaged", filter.object))
             .hint("run `rewound verify` to see which points are hit")
@@ -202,14 +207,36 @@ pub(crate) async fn look_up(objects: &Objects, filter: &FilterRef, hash: u64) ->
     if shard.bits > 20 || filter.bits > 20 || filter.slot < 12 {
         return Err(broken());
     }
-    if !shard.covers(hash) {
-        return Ok(Vec::new());
-    }
+    let mut found = Vec::new();
     let head = BASE64.decode(&filter.head).map_err(|_| broken())?;
-    let start = partition_of(hash, shard.bits, filter.bits) * u64::from(filter.slot);
-    let slot = objects.read_range(&filter.object, filter.size, &head, start..start + u64::from(filter.slot)).await?;
-    let payload = check_slot(&objects.keys, &slot).ok_or_else(broken)?;
-    find(payload, hash, shard.bits + filter.bits).ok_or_else(broken)
+    let mut covered = hashes.iter().copied().filter(|hash| shard.covers(*hash)).peekable();
+    while let Some(hash) = covered.next() {
+        let partition = partition_of(hash, shard.bits, filter.bits);
+        let start = partition * u64::from(filter.slot);
+        let slot = read_slot(objects, filter, &head, start..start + u64::from(filter.slot)).await?;
+        let payload = slot.as_deref().and_then(|slot| check_slot(&objects.keys, slot)).ok_or_else(broken)?;
+        found.extend(find(payload, hash, shard.bits + filter.bits).ok_or_else(broken)?);
+        while let Some(next) = covered.next_if(|h| partition_of(*h, shard.bits, filter.bits) == partition) {
+            found.extend(find(payload, next, shard.bits + filter.bits).ok_or_else(broken)?);
+        }
+    }
+    Ok(found)
+}
+
+/// A partition's bytes. If they are damaged, another object with the same content will do.
+async fn read_slot(
+    objects: &Objects,
+    filter: &FilterRef,
+    head: &[u8],
+    range: Range<u64>,
+) -> Result<Option<bytes::Bytes>> {
+    match objects.read_range(&filter.object, filter.size, head, range.clone()).await {
+        Ok(slot) if check_slot(&objects.keys, &slot).is_some() => return Ok(Some(slot)),
+        Err(e) if !is_damage(&e) => return Err(e),
+        _ => {}
+    }
+    let whole = objects.read(&filter.object).await?;
+    Ok((range.end <= whole.len() as u64).then(|| whole.slice(range.start as usize..range.end as usize)))
 }
 
 fn check_slot<'a>(keys: &HashKeys, slot: &'a [u8]) -> Option<&'a [u8]> {

@@ -129,10 +129,6 @@ impl OpenFrame {
             }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
-    }
-
     /// Finishes the frame.
     pub fn close(self) -> Result<ClosedFrame> {
         let count = self.lengths.len() as u32;

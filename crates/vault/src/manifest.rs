@@ -39,6 +39,12 @@ pub struct Manifest {
     pub gap: Option<Gap>,
     /// Layers, oldest first.
     pub layers: Vec<Arc<LayerRef>>,
+    /// What the run wrote of the change log. The state is the layers with all changes up to `time`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogSpan>,
+    /// The last scan, where it is not all that the state consists of, or took its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<ScanSpan>,
     /// The collections, here if they are few.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog: Option<Catalog>,
@@ -52,6 +58,54 @@ pub struct Manifest {
     pub skipped: Vec<Skipped>,
     /// The state's digest: count and sum over all collections.
     pub digest: Digest,
+}
+
+/// What one run wrote of the change log: its chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSpan {
+    /// The run.
+    pub run: String,
+    /// Changes after this time …
+    pub from: EngineTime,
+    /// … up to and including this one are in it.
+    pub to: EngineTime,
+    /// How many flushes it has.
+    pub objects: u32,
+    /// blake3 of the stored bytes of its last flush, in hex.
+    pub last: String,
+}
+
+/// The scan that a state is based on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScanSpan {
+    /// The least engine time that anything was read at: changes since then count.
+    pub from: EngineTime,
+    /// The greatest: the earliest time that can be restored with this scan.
+    pub to: EngineTime,
+    /// The collections as they were read, if they are others than the point's, and few.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog: Option<Catalog>,
+    /// The object that holds them, if they are others and many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog_object: Option<String>,
+}
+
+impl Manifest {
+    /// The least and the greatest engine time that the last scan read at.
+    pub fn scanned(&self) -> (EngineTime, EngineTime) {
+        match &self.scan {
+            Some(scan) => (scan.from, scan.to),
+            None => {
+                let own = self.layers.iter().filter(|l| l.run == self.run).filter_map(|l| l.earliest);
+                (own.min().unwrap_or(self.time), self.time)
+            }
+        }
+    }
+
+    /// Paths of the objects that hold the catalogs of this point.
+    pub(crate) fn catalog_objects(&self) -> impl Iterator<Item = &String> {
+        self.catalog_object.iter().chain(self.scan.as_ref().and_then(|s| s.catalog_object.as_ref()))
+    }
 }
 
 /// A source as points know it.
@@ -70,8 +124,12 @@ pub struct SourceInfo {
 }
 
 /// Sizes of a point.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
+    /// Whether documents, attachments and their bytes are those of the state; else they are those of
+    /// the last scan, as the change log goes on from there.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub counted: bool,
     /// Documents in the state.
     pub documents: u64,
     /// Attachments in the state.
@@ -86,6 +144,21 @@ pub struct Totals {
     pub deleted: u64,
     /// Bytes that this run added to the vault, the point's own object not counted.
     pub stored: u64,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Totals {
+            counted: true,
+            documents: 0,
+            attachments: 0,
+            document_bytes: 0,
+            attachment_bytes: 0,
+            changed: 0,
+            deleted: 0,
+            stored: 0,
+        }
+    }
 }
 
 /// All collections of a state.
@@ -113,6 +186,18 @@ pub struct CatalogEntry {
     pub attachment_bytes: u64,
     /// Over documents and attachments.
     pub digest: Digest,
+    /// Whether counts and digest are those of the state; else they are those of the last scan, as the
+    /// change log has touched the collection since.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub counted: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 impl CatalogEntry {
@@ -125,6 +210,7 @@ impl CatalogEntry {
             document_bytes: 0,
             attachment_bytes: 0,
             digest: Digest::default(),
+            counted: true,
         }
     }
 }

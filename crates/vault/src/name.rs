@@ -153,16 +153,23 @@ impl fmt::Display for PointName {
     }
 }
 
-/// The name of a log object: `history/<source>/log/<epoch>/<sequence>-<hash>.<encoding>.zst[.age]`,
-/// with epoch in 8 and sequence in 12 hex digits.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// The name of an object of the change log:
+/// `history/<source>/log/<run>/<first>-<last>-<from>-<to>-<hash>.<encoding>.zst[.age]`, with first and
+/// last in 8 hex digits, from and to in 12.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogName {
     /// Tag of the source.
     pub source: String,
-    /// Which unbroken sequence it belongs to.
-    pub epoch: u32,
-    /// Its number in the sequence.
-    pub sequence: u64,
+    /// The run whose chain it belongs to: 16 hex digits.
+    pub run: String,
+    /// Number of the first flush that it holds, from 0.
+    pub first: u32,
+    /// Number of the last: the same, unless flushes were rolled up.
+    pub last: u32,
+    /// The engine time before its first change, in milliseconds since 1970 UTC.
+    pub from: u64,
+    /// The engine time up to which it is complete, likewise.
+    pub to: u64,
     /// blake3 of the stored bytes.
     pub stored: [u8; 32],
     /// Endings, for example `bson.zst.age`.
@@ -170,35 +177,51 @@ pub struct LogName {
 }
 
 impl LogName {
-    /// Reads the path of a log object.
+    /// Reads the path of an object of the log.
     pub fn parse(path: &str) -> Option<Self> {
         let (source, rest) = path.strip_prefix(HISTORY)?.split_once("/log/")?;
-        let (epoch, rest) = rest.split_once('/')?;
-        let (sequence, rest) = rest.split_once('-')?;
-        let (stored, endings) = rest.split_once('.')?;
+        let (run, rest) = rest.split_once('/')?;
+        let (numbers, endings) = rest.split_once('.')?;
+        let mut parts = numbers.split('-');
+        let mut number = |digits| {
+            let part = parts.next().filter(|p| is_hex(p, digits))?;
+            u64::from_str_radix(part, 16).ok()
+        };
+        let (first, last, from, to) = (number(8)? as u32, number(8)? as u32, number(12)?, number(12)?);
+        let stored = unhex32(parts.next()?)?;
         let known = ["json", "bson", "bin"].iter().any(|e| endings.strip_prefix(e).is_some_and(is_wrapping));
-        if !is_hex(source, 16) || !is_hex(epoch, 8) || !is_hex(sequence, 12) || !known {
+        if parts.next().is_some() || !is_hex(source, 16) || !is_hex(run, 16) || first > last || from > to || !known {
             return None;
         }
-        Some(LogName {
-            source: source.to_owned(),
-            epoch: u32::from_str_radix(epoch, 16).ok()?,
-            sequence: u64::from_str_radix(sequence, 16).ok()?,
-            stored: unhex32(stored)?,
-            endings: endings.to_owned(),
-        })
+        let (source, run, endings) = (source.to_owned(), run.to_owned(), endings.to_owned());
+        Some(LogName { source, run, first, last, from, to, stored, endings })
+    }
+
+    /// Whether it holds several flushes, rolled up.
+    pub fn is_rolled(&self) -> bool {
+        self.first < self.last
+    }
+
+    /// Whether another object of the same chain holds everything that this one does.
+    pub fn is_superseded_by(&self, other: &LogName) -> bool {
+        self.run == other.run
+            && self.source == other.source
+            && other.first <= self.first
+            && self.last <= other.last
+            && (other.first, other.last) != (self.first, self.last)
     }
 }
 
 impl fmt::Display for LogName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LogName { source, epoch, sequence, endings, .. } = self;
-        write!(f, "{HISTORY}{source}/log/{epoch:08x}/{sequence:012x}-{}.{endings}", hex(&self.stored))
+        let LogName { source, run, first, last, from, to, endings, .. } = self;
+        write!(f, "{HISTORY}{source}/log/{run}/{first:08x}-{last:08x}-{from:012x}-{to:012x}-")?;
+        write!(f, "{}.{endings}", hex(&self.stored))
     }
 }
 
 /// Whether a text is this many lower-case hex digits.
-fn is_hex(text: &str, digits: usize) -> bool {
+pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
@@ -232,6 +255,36 @@ mod tests {
             encrypted: true,
         };
         assert_eq!(PointName::parse(&point.to_string()).unwrap(), point);
+    }
+
+    #[test]
+    fn names_of_the_log_read_back() {
+        let name = LogName {
+            source: "0123456789abcdef".into(),
+            run: "ffffffffffffffff".into(),
+            first: 7,
+            last: 1006,
+            from: 1_760_000_000_123,
+            to: 1_760_000_999_123,
+            stored: [9; 32],
+            endings: "bson.zst.age".into(),
+        };
+        let text = name.to_string();
+        assert_eq!(LogName::parse(&text).unwrap(), name);
+        let flush = LogName { first: 8, last: 8, ..name.clone() };
+        assert!(flush.is_superseded_by(&name) && !name.is_superseded_by(&flush) && !name.is_superseded_by(&name));
+        assert!(!LogName { run: "0".repeat(16), ..flush }.is_superseded_by(&name));
+        for bad in [
+            text.replace("00000007-", "000003ef-"),
+            text.replace("00000007-", "7-"),
+            text.replace("/log/", "/points/"),
+            text.replace("bson", "exe"),
+            text.replace(".bson", "-00.bson"),
+            text.to_uppercase(),
+            format!("{text}/x"),
+        ] {
+            assert!(LogName::parse(&bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

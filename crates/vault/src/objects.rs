@@ -2,6 +2,7 @@
 
 use crate::buffers::Buffers;
 use crate::compress::Compressor;
+use crate::content;
 use crate::crypto::{Audience, Cipher};
 use crate::filter::Encoded;
 use crate::hash::HashKeys;
@@ -27,8 +28,50 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// Reads an object, checks its stored bytes against its name and decrypts it.
+    /// Reads an object, checks its stored bytes against its name and decrypts it. In the place of one
+    /// that is lost or damaged any other will do that has the same content: a backup or a repair may
+    /// have stored it anew.
     pub async fn read(&self, path: &str) -> Result<Bytes> {
+        match self.read_exactly(path).await {
+            Err(e) if is_damage(&e) => match self.read_twin(path).await? {
+                Some(plain) => Ok(plain),
+                None => Err(e),
+            },
+            other => other,
+        }
+    }
+
+    /// The content of a sound object that has the same content as this one.
+    async fn read_twin(&self, path: &str) -> Result<Option<Bytes>> {
+        for twin in self.twins(path).await? {
+            match self.read_checked(&twin).await {
+                Ok(plain) => return Ok(Some(plain)),
+                Err(e) if is_damage(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Other objects with the same content, whether they are sound or not.
+    pub async fn twins(&self, path: &str) -> Result<Vec<String>> {
+        let Ok(name) = ObjectName::parse(path) else { return Ok(Vec::new()) };
+        let prefix = ObjectName::content_prefix(name.kind, &name.content);
+        let mut found: Vec<_> = self.storage.list(&prefix).await?.map_ok(|e| e.name).try_collect().await?;
+        found.retain(|other| other != path && ObjectName::parse(other).is_ok());
+        found.sort();
+        Ok(found)
+    }
+
+    /// Reads an object that nothing signed names: its content must have the id in its name.
+    async fn read_checked(&self, path: &str) -> Result<Bytes> {
+        let plain = self.read_exactly(path).await?;
+        let (objects, name) = (self.clone(), ObjectName::parse(path)?);
+        blocking(move || content::check(&objects, &name, &plain).map(|()| plain)).await
+    }
+
+    /// Reads just this object.
+    pub async fn read_exactly(&self, path: &str) -> Result<Bytes> {
         let (expected, _) = stored_hash(path)?;
         let stored = self.storage.read(path).await.map_err(|e| self.missing(path, e))?;
         self.check(path, &stored, &expected)?;
@@ -86,6 +129,11 @@ impl Objects {
         let fetched = self.storage.read_range(path, at).await.map_err(|e| self.missing(path, e))?;
         self.cipher.open_range(head, &fetched, plain).map(Bytes::from).context(|| format!("reading {path}"))
     }
+}
+
+/// Whether an error means that an object is lost or damaged.
+pub(crate) fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), model::ErrorKind::Corrupt | model::ErrorKind::Missing)
 }
 
 /// Decompresses one zstd frame of JSON and reads it.

@@ -1,8 +1,10 @@
 //! Points: listing and reading them.
 
+use crate::log::{self, Listed};
 use crate::manifest::{Catalog, LayerRef, Manifest, POINT_CONTEXT};
 use crate::name::{HISTORY, PointName};
 use crate::objects::blocking;
+use crate::prune;
 use crate::signed;
 use crate::vault::Inner;
 use ed25519_dalek::VerifyingKey;
@@ -48,10 +50,19 @@ impl Points {
 
 /// The names of all points, oldest first.
 pub(crate) async fn list(vault: &Inner) -> Result<Vec<PointName>> {
+    list_with_log(vault, |_| {}).await
+}
+
+/// The names of all points, oldest first, and from the same listing the objects of the change log.
+pub(crate) async fn list_with_log(vault: &Inner, mut log: impl FnMut(Listed)) -> Result<Vec<PointName>> {
     let mut names: Vec<PointName> = Vec::new();
     let mut entries = vault.storage.list(HISTORY).await?;
     while let Some(entry) = entries.next().await {
-        names.extend(PointName::parse(&entry?.name));
+        let entry = entry?;
+        match PointName::parse(&entry.name) {
+            Some(name) => names.push(name),
+            None => log::listed(&entry).into_iter().for_each(&mut log),
+        }
     }
     names.sort_by(|a, b| (a.committed, &a.run).cmp(&(b.committed, &b.run)));
     Ok(names)
@@ -148,11 +159,26 @@ pub(crate) async fn read_all(vault: &Arc<Inner>) -> Result<Points> {
         })
         .collect();
     all.broken.extend(missing);
+    let is_missing = |b: &BrokenPoint| b.error.kind() == model::ErrorKind::Missing;
+    if all.broken.iter().any(is_missing) {
+        // What a prune has removed, also just now, nobody misses.
+        let removed = prune::removed(vault).await?;
+        all.broken.retain(|b| !is_missing(b) || !removed.points.contains_key(&b.path));
+    }
     Ok(all)
 }
 
 fn is_about_the_point(error: &Error) -> bool {
     matches!(error.kind(), model::ErrorKind::Corrupt | model::ErrorKind::Missing | model::ErrorKind::Unsupported)
+}
+
+/// The collections of a point as its last scan read them, before the change log went on.
+pub(crate) async fn scanned_catalog(vault: &Inner, manifest: &Manifest) -> Result<Catalog> {
+    match manifest.scan.as_ref().map(|s| (&s.catalog, &s.catalog_object)) {
+        Some((Some(catalog), _)) => Ok(catalog.clone()),
+        Some((None, Some(path))) => vault.objects()?.read_json(path).await,
+        Some((None, None)) | None => catalog(vault, manifest).await,
+    }
 }
 
 /// The collections of a point.

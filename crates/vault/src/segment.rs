@@ -207,11 +207,11 @@ pub(crate) fn append_salt(out: &mut Vec<u8>, salt: [u8; 16]) {
 }
 
 /// Bytes of a seek table with the header of its skippable frame.
-fn table_size(frames: usize) -> usize {
+pub(crate) fn table_size(frames: usize) -> usize {
     frames * 8 + 17
 }
 
-fn write_seek_table(out: &mut Vec<u8>, frames: &[FrameEntry]) {
+pub(crate) fn write_seek_table(out: &mut Vec<u8>, frames: &[FrameEntry]) {
     let size = table_size(frames.len()) as u32 - 8;
     out.extend_from_slice(&SKIPPABLE.to_le_bytes());
     out.extend_from_slice(&size.to_le_bytes());

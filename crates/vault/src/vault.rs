@@ -234,15 +234,19 @@ impl Inner {
     }
 
     /// The newest point that this host wrote, if the vault no longer has it.
-    pub fn lost_newest(&self, tag: &str, history: &[PointName]) -> Result<Option<String>> {
+    pub async fn lost_newest(&self, tag: &str, history: &[PointName]) -> Result<Option<String>> {
         let Some(config) = &self.config else { return Ok(None) };
         let newest = config.newest(&self.file.id, tag)?;
-        Ok(newest.filter(|path| !history.iter().any(|n| n.to_string() == *path)))
+        let Some(path) = newest.filter(|path| !history.iter().any(|n| n.to_string() == *path)) else {
+            return Ok(None);
+        };
+        let removed = crate::prune::removed(self).await?;
+        Ok((!removed.points.contains_key(&path)).then_some(path))
     }
 
     /// Says so if the vault has lost its newest point.
-    pub fn check_newest(&self, tag: &str, history: &[PointName]) -> Result<()> {
-        if let Some(path) = self.lost_newest(tag, history)? {
+    pub async fn check_newest(&self, tag: &str, history: &[PointName]) -> Result<()> {
+        if let Some(path) = self.lost_newest(tag, history).await? {
             tracing::warn!("the vault has lost the newest point that this host wrote: {path}; run `rewound verify`");
         }
         Ok(())

@@ -83,7 +83,7 @@ async fn stopped_everywhere(plain: bool, power_loss: Option<Unsynced>) {
         vault.prune().await.unwrap();
         vault.prune().await.unwrap();
         check(&vault, &known, &world(2)).await;
-        let report = vault.verify(&VerifyOptions { quick: true }, &|_| {}).await.unwrap();
+        let report = vault.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
         assert_eq!(report.leftovers, 0);
     }
 }

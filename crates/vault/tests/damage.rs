@@ -46,9 +46,12 @@ impl Small {
     async fn damages(&self, quick: bool) -> Vec<Damage> {
         let vault = match Vault::open(self.disk.storage(), self.keys.reader()).await {
             Ok(vault) => vault,
-            Err(e) => return vec![Damage { object: "vault.json".into(), problem: e.to_string(), hits: vec![] }],
+            Err(e) => {
+                let (object, problem) = ("vault.json".into(), e.to_string());
+                return vec![Damage { object, problem, hits: vec![], advice: None }];
+            }
         };
-        vault.verify(&VerifyOptions { quick }, &|_| {}).await.unwrap().damages
+        vault.verify(&VerifyOptions { quick, ..VerifyOptions::default() }, &|_| {}).await.unwrap().damages
     }
 
     /// Every point restores exactly or not at all; says how many did. Points are read through the
@@ -232,7 +235,7 @@ async fn the_host_that_wrote_the_newest_point_notices_its_loss() {
     keys.clock.advance(5);
     let (name, _) = backup(&vault, "s", &world(2), 2, options()).await.unwrap();
     disk.remove(&name.to_string());
-    let report = vault.verify(&VerifyOptions { quick: true }, &|_| {}).await.unwrap();
+    let report = vault.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
     assert!(report.damages.iter().any(|d| d.object == name.to_string()), "{report:?}");
 }
 

@@ -200,17 +200,17 @@ async fn a_host_without_an_identity_writes_but_does_not_read() {
     world.get_mut("big").unwrap().documents[7].1 = b"{}".to_vec();
     let (name, manifest) = backup(&vault, "s", &world, 2, options()).await.unwrap();
     assert_eq!((manifest.totals.changed, manifest.totals.deleted), (1, 100));
-    let error = vault.resolve(&point(&vault, &name).await, &Default::default()).await.unwrap_err();
+    let error = vault.resolve(&point(&vault, &name).await, &Default::default(), None).await.unwrap_err();
     assert_eq!(error.kind(), model::ErrorKind::Credentials);
     assert!(error.hint_text().unwrap().contains("--identity"));
-    let report = vault.verify(&VerifyOptions { quick: true }, &|_| {}).await.unwrap();
+    let report = vault.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
     assert!(report.damages.is_empty() && report.checked_references);
     assert!(vault.verify(&VerifyOptions::default(), &|_| {}).await.is_err());
 
     // A host with neither can still check every stored byte.
     let nobody = Access { config: None, ..writer };
     let blind = vault::Vault::open(storage.clone(), nobody).await.unwrap();
-    let report = blind.verify(&VerifyOptions { quick: true }, &|_| {}).await.unwrap();
+    let report = blind.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
     assert!(report.damages.is_empty() && !report.checked_references);
     assert_eq!(report.points, 2);
 

@@ -1,12 +1,15 @@
 //! Two backups and two prunes interleaved, with crashes and lost time, over many seeds: nothing
 //! that a committed point needs is ever lost. `REWOUND_SEED=n` replays one seed, `REWOUND_SEEDS=n`
 //! runs that many.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
+#[path = "common/seeds.rs"]
+mod seeds;
+
 use common::*;
-use std::sync::Arc;
+use seeds::dice;
 use std::sync::Mutex;
 use testkit::faulty::{Faults, SimDisk};
 use vault::{BackupOptions, PointName, Vault, VerifyOptions};
@@ -32,12 +35,6 @@ fn world(seed: u64) -> World {
         a.attachments.insert("large".into(), vec![(seed % 2) as u8; 1_100_000]);
     }
     World::from([("a".into(), a)])
-}
-
-/// A number from a seed.
-fn dice(seed: u64, what: u64, sides: u64) -> u64 {
-    let hash = blake3::hash(&[seed.to_le_bytes(), what.to_le_bytes()].concat());
-    u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap()) % sides
 }
 
 /// Gives the number of points that were never announced and cannot be restored.
@@ -130,7 +127,7 @@ async fn run(seed: u64) -> usize {
             None => assert!(pending.iter().any(|w| same(&restored, w)), "seed {seed}: nobody made this"),
         }
     }
-    let report = vault.verify(&VerifyOptions { quick: true }, &|_| {}).await.unwrap();
+    let report = vault.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
     let others = |d: &vault::Damage| d.hits.iter().any(|h| h.points.iter().any(|p| !unannounced.contains(p)));
     assert!(!report.damages.iter().any(others), "seed {seed}: {:?}", report.damages);
     assert_eq!(report.damages.is_empty(), unannounced.is_empty(), "seed {seed}");
@@ -138,42 +135,14 @@ async fn run(seed: u64) -> usize {
     keys.clock.advance(50 * HOUR);
     vault.prune().await.unwrap();
     vault.prune().await.unwrap();
-    let report = vault.verify(&VerifyOptions { quick: true }, &|_| {}).await.unwrap();
+    let report = vault.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
     assert!(report.leftovers == 0 || !unannounced.is_empty(), "seed {seed}");
     unannounced.len()
 }
 
 #[test]
 fn nothing_reachable_is_lost() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let seeds: Vec<u64> = match number("REWOUND_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..number("REWOUND_SEEDS").unwrap_or(2000)).collect(),
-    };
-    let seeds = Arc::new(seeds);
-    // Each seed on one thread with a clock of its own: the same seed always runs the same way, but
-    // for what age encrypts with.
-    let threads: Vec<_> = (0..2)
-        .map(|part| {
-            let seeds = seeds.clone();
-            std::thread::spawn(move || {
-                let mut unannounced = 0;
-                for seed in seeds.iter().filter(|s| *s % 2 == part) {
-                    let result = std::panic::catch_unwind(|| {
-                        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(*seed))
-                    });
-                    match result {
-                        Ok(found) => unannounced += found,
-                        Err(panic) => {
-                            eprintln!("replay with: REWOUND_SEED={seed} cargo test -p rewound-vault --test simulation");
-                            std::panic::resume_unwind(panic);
-                        }
-                    }
-                }
-                // Were it common, it would not be the hole it is taken for.
-                assert!(unannounced <= 1 + seeds.len() / 500, "{unannounced} unannounced points are broken");
-            })
-        })
-        .collect();
-    threads.into_iter().for_each(|t| t.join().unwrap());
+    let (unannounced, seeds) = seeds::for_all("simulation", 1500, run);
+    // Were it common, it would not be the hole it is taken for.
+    assert!(unannounced <= 1 + seeds / 500, "{unannounced} unannounced points are broken");
 }

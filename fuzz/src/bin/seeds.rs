@@ -157,19 +157,31 @@ async fn back_up(vault: &Vault, full: bool) -> Result<()> {
     run.commit(details).await.map(drop)
 }
 
+/// A chain of two flushes that are rolled up, and a heartbeat, of a source that speaks this encoding.
 async fn append(vault: &Vault, encoding: Encoding) -> Result<()> {
-    let mut log = vault.start_log(&format!("{:016x}", byte_of(encoding)), encoding).await?;
-    let changes = [Kind::Document, Kind::Tombstone, Kind::Patch].map(|kind| {
-        let mut batch = BatchBuilder::new(CollectionId::new("c"), kind, encoding);
-        batch.push(b"k", b"{}");
-        ChangeBatch { batch: batch.take(), times: vec![EngineTime::wall(5)] }
-    });
-    let catalog = vec![
-        (CollectionId::new("c"), Some(info("c")), EngineTime::wall(4)),
-        (CollectionId::new("d"), None, EngineTime::wall(4)),
-    ];
-    let position = |p: &str| Position(p.into());
-    let flush =
-        Flush { from: position("a"), to: position("b"), time: EngineTime::wall(6), changes: changes.into(), catalog };
-    log.append(flush).await.map(drop)
+    let description = Description {
+        engine: Engine::new("test"),
+        identity: format!("log {}", byte_of(encoding)),
+        name: "log".into(),
+        version: "1".into(),
+        feed: FeedKind::EveryChange,
+        collections: Vec::new(),
+        losses: Vec::new(),
+    };
+    let run = vault.start_run(&description, BackupOptions::default()).await?;
+    run.follow_from(&Position("a".into()), EngineTime::wall(3)).await?;
+    for time in [5, 6] {
+        let time = EngineTime::wall(time);
+        let changes = [Kind::Document, Kind::Tombstone, Kind::Patch].map(|kind| {
+            let mut batch = BatchBuilder::new(CollectionId::new("c"), kind, encoding);
+            batch.push(b"k", b"{}");
+            ChangeBatch { batch: batch.take(), times: vec![time] }
+        });
+        let catalog = vec![(CollectionId::new("c"), Some(info("c")), time), (CollectionId::new("d"), None, time)];
+        run.append(Flush { to: Position("b".into()), time, changes: changes.into(), catalog }).await?;
+    }
+    run.roll_up().await;
+    let (to, time) = (Position("b".into()), EngineTime::wall(7));
+    run.append(Flush { to, time, changes: Vec::new(), catalog: Vec::new() }).await?;
+    run.abandon().await
 }

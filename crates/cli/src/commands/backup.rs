@@ -5,12 +5,15 @@ use crate::context::{Context, Failed, OrUsage, Outcome};
 use crate::ui::format::{bytes, count, duration, several, time};
 use crate::ui::{Ui, error_value};
 use model::Source;
+use model::limits::LIVE_COMPARE;
 use rewound::backup::{BackupReport, Destination, VaultOutcome, backup};
 use rewound::exit::Exit;
+use rewound::live::LiveOptions;
 use rewound::paced::{Paced, parse_rate};
 use rewound::registry;
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 use vault::BackupOptions;
 
 /// What, where to, and how.
@@ -33,7 +36,8 @@ pub struct Args {
     /// Read at most so many bytes of documents a second: 500kB, 20MB
     #[arg(long, value_name = "RATE")]
     limit: Option<String>,
-    /// Store everything, also what has not changed
+    /// Read everything, not only changes, and store all of it; with an identity, compare it with what
+    /// the changes say
     #[arg(long)]
     full: bool,
     /// zstd level: 1 is fast, 19 is small, none does not compress
@@ -42,6 +46,40 @@ pub struct Args {
     /// The name of the source in the vault; the same name continues the same history
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
+    /// Then follow the source for ever, until Ctrl-C or SIGTERM
+    #[arg(long)]
+    pub live: bool,
+    #[command(flatten)]
+    pace: PaceArgs,
+}
+
+/// How a live backup goes on.
+#[derive(Debug, Default, clap::Args)]
+pub struct PaceArgs {
+    /// Live: store changes at the latest after this long: 500ms, 5s (default: 1s local, 10s remote)
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    flush: Option<Duration>,
+    /// Live: how often a source that does not tell its changes is compared anew: 30s, 5m
+    #[arg(long, value_name = "TIME", value_parser = span, default_value = "1m")]
+    every: Option<Duration>,
+}
+
+/// A span of time: `500ms`, `5s`, `1m`, `2h`.
+fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || "write a number and ms, s, m or h: 500ms, 5s, 1m".to_owned();
+    let end = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = text[..end].parse().map_err(|_| wrong())?;
+    let millis = match &text[end..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(millis) {
+        Some(1..=86_400_000) => Ok(Duration::from_millis(number * millis)),
+        _ => Err("write a time from 1ms to 24h".into()),
+    }
 }
 
 /// The source, at the rate that the user wants.
@@ -76,6 +114,15 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
     }
     let options = BackupOptions { level: args.level, full: args.full, name: args.name, ..BackupOptions::default() };
     let selection = args.selection.selection(args.skip_bad);
+    if args.live {
+        let how = LiveOptions {
+            flush: args.pace.flush,
+            every: args.pace.every.unwrap_or(LIVE_COMPARE),
+            access: Some(access),
+            ..LiveOptions::default()
+        };
+        return super::live::follow(context, &*source, destinations, &selection, &options, how).await;
+    }
     let report = backup(&context.job, &*source, destinations, &selection, &options).await?;
     context.ui.finish();
     Ok(show(&report, &context.ui))
@@ -97,6 +144,10 @@ fn show(report: &BackupReport, ui: &Ui) -> Exit {
         ui.line(format!("gap: history since {} is lost: {}", time(gap.from.millis), gap.why));
         ui.json("gap", gap);
     }
+    for (outcome, problem) in report.vaults.iter().flat_map(|v| v.compared.iter().flatten().map(move |p| (v, p))) {
+        ui.line(format!("{} {problem} ({})", ui.style().bad("NOT WHAT THE CHANGES SAY:"), outcome.url));
+        ui.json("mismatch", json!({ "vault": outcome.url, "problem": problem }));
+    }
     if report.collections.len() <= LISTED {
         for one in &report.collections {
             ui.line(format!("{} collection: {}", one.name, several(one.documents, "document")));
@@ -107,24 +158,27 @@ fn show(report: &BackupReport, ui: &Ui) -> Exit {
         exit = exit.and(show_vault(outcome, ui));
     }
     let failed = report.vaults.iter().filter(|v| v.point.is_err()).count();
-    ui.detail(format!(
-        "Read {}, {} in {}.",
-        several(report.documents, "document"),
-        bytes(report.bytes),
-        duration(report.took)
-    ));
+    let read = match report.scanned {
+        true => several(report.documents, "document"),
+        false => several(report.documents, "change"),
+    };
+    ui.detail(format!("Read {read}, {} in {}.", bytes(report.bytes), duration(report.took)));
+    if report.vaults.iter().any(|v| v.compared.as_ref().is_some_and(Vec::is_empty)) {
+        ui.detail("What the changes say is what was scanned: every collection has the same digest.");
+    }
     ui.json(
         "summary",
         json!({
-            "command": "backup", "exit": exit.code(), "source": report.source, "documents": report.documents,
-            "bytes": report.bytes, "seconds": report.took.as_secs_f64(), "vaults": report.vaults.len(),
+            "command": "backup", "exit": exit.code(), "source": report.source,
+            "mode": if report.scanned { "scan" } else { "changes" }, "documents": report.documents,
+            "changes": report.changes, "bytes": report.bytes, "seconds": report.took.as_secs_f64(), "vaults": report.vaults.len(),
             "failed": failed, "skipped": report.skipped.len(),
         }),
     );
     exit
 }
 
-fn show_vault(outcome: &VaultOutcome, ui: &Ui) -> Exit {
+pub fn show_vault(outcome: &VaultOutcome, ui: &Ui) -> Exit {
     match &outcome.point {
         Ok(point) => {
             ui.line(format!(
@@ -133,11 +187,15 @@ fn show_vault(outcome: &VaultOutcome, ui: &Ui) -> Exit {
                 time(point.millis),
                 outcome.url
             ));
-            ui.line(format!(
-                "  {} and {}, {} in all; {} new or changed, {} deleted; {} added to the vault",
+            let all = format!(
+                "{} and {}, {} in all; ",
                 several(point.documents, "document"),
                 several(point.attachments, "attachment"),
-                bytes(point.bytes),
+                bytes(point.bytes)
+            );
+            ui.line(format!(
+                "  {}{} new or changed, {} deleted; {} added to the vault",
+                if point.counted { all.as_str() } else { "" },
                 count(point.changed),
                 count(point.deleted),
                 bytes(point.stored)

@@ -1,15 +1,13 @@
 //! `rewound find`
 
-use super::restore::{Way, restore};
+use super::written;
 use crate::args::IfExistsArg;
 use crate::context::{Context, Failed, OrUsage, Outcome};
 use crate::ui::format::{bytes, table, time};
-use model::{Error, RestoreOptions, Selection};
-use rewound::choose::PointChoice;
+use model::Error;
 use rewound::exit::Exit;
 use rewound::find;
-use rewound::restore::Consent;
-use rewound::time::At;
+use rewound::time::{At, exactly};
 use serde_json::json;
 use std::io::IsTerminal;
 use vault::Version;
@@ -43,8 +41,8 @@ pub struct Args {
     /// The version with this number in the list; 1 is the newest
     #[arg(long, value_name = "N")]
     version: Option<usize>,
-    /// What --restore does when the target holds data
-    #[arg(long, value_enum, default_value = "merge")]
+    /// What --restore does when the target has another version: merge and replace overwrite it
+    #[arg(long, value_enum, default_value = "fail")]
     if_exists: IfExistsArg,
 }
 
@@ -66,27 +64,12 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
         let error = Error::missing(format!("{name} was deleted at {}", time(version.time.millis)));
         return Err(error.hint(format!("choose an older version, such as --version {}", number + 1)).into());
     }
-    match &args.into {
-        None => Ok(show(context, &name, version)),
-        Some(into) => {
-            let choice = PointChoice { source: args.source.clone(), point: version.point.clone(), at: None };
-            let options = RestoreOptions {
-                selection: Selection { only: vec![name], ..Selection::default() },
-                if_exists: args.if_exists.into(),
-                ..RestoreOptions::default()
-            };
-            let consent = Consent { allow_loss: false, verify: true };
-            restore(
-                context,
-                "find",
-                &args.vault,
-                &choice,
-                options,
-                Way { into, reach: &context.reach, dry_run: false, consent },
-            )
-            .await
-        }
-    }
+    let Some(into) = &args.into else { return Ok(show(context, &name, version)) };
+    let target = rewound::registry::target(into, &context.reach).or_usage()?;
+    let back = find::bring_back(&context.job, &vault, target, version, &args.key, args.if_exists.into()).await?;
+    context.ui.finish();
+    let more = json!({ "document": name, "time": version.time.to_string(), "version": number });
+    Ok(written::show(&context.ui, "find", into, &back, more, Exit::Done))
 }
 
 /// The version that is meant, with its number; by default the newest.
@@ -105,26 +88,27 @@ fn chosen<'a>(versions: &'a [Version], at: Option<&At>, number: Option<usize>) -
 
 fn list(context: &Context, name: &str, versions: &[Version]) -> Exit {
     let ui = &context.ui;
-    let rows: Vec<Vec<String>> = versions
-        .iter()
-        .enumerate()
+    // The newest one stands last, next to the prompt.
+    let numbered = || versions.iter().enumerate().rev();
+    let rows: Vec<Vec<String>> = numbered()
         .map(|(i, v)| {
             vec![
                 (i + 1).to_string(),
                 time(v.time.millis),
-                v.point.clone().unwrap_or_default(),
+                v.point.clone().unwrap_or_else(|| "in the log".into()),
                 if v.deleted { "deleted".into() } else { bytes(v.body.len() as u64) },
                 v.source.clone(),
             ]
         })
         .collect();
     ui.line(table(&["version", "time", "point", "size", "source"], &[0, 3], &rows));
-    for (i, v) in versions.iter().enumerate() {
+    for (i, v) in numbered() {
         ui.json(
             "version",
             json!({
-                "number": i + 1, "time": v.time.to_string(), "millis": v.time.millis, "point": v.point,
-                "source": v.source, "deleted": v.deleted, "bytes": v.body.len(),
+                "number": i + 1, "time": v.time.to_string(), "millis": v.time.millis,
+                "at": exactly(v.time, v.feed), "point": v.point,
+                "log": v.log, "key": rewound::registry::key_text(&v.engine, &v.key), "source": v.source, "deleted": v.deleted, "bytes": v.body.len(),
             }),
         );
     }

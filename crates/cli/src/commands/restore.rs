@@ -23,7 +23,8 @@ pub struct Args {
     /// Into the queue of this project of jobflow-remote: as --into jobflow:PROJECT.yaml
     #[arg(long, value_name = "PROJECT.yaml", conflicts_with = "into")]
     jobflow: Option<String>,
-    /// The last point at or before this time: '2026-11-20 09:03', 'yesterday 14:00', '2h ago', RFC 3339
+    /// The state at this time: '2026-11-20 09:03', 'friday 09:03', '2h ago', RFC 3339, ts:SECONDS,INCREMENT
+    /// (of a source that does not tell every change: the last point at or before it)
     #[arg(long, value_name = "TIME", conflicts_with = "point")]
     at: Option<String>,
     /// This point: the beginning of its id is enough
@@ -47,7 +48,13 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
     let choice = PointChoice { source: args.source, point: args.point, at };
     let options = args.write.options(false).or_usage()?;
     let reach = args.write.reach(&context.reach);
-    let way = Way { into: &into, reach: &reach, dry_run: args.write.dry_run, consent: args.write.consent() };
+    let way = Way {
+        into: &into,
+        reach: &reach,
+        dry_run: args.write.dry_run,
+        consent: args.write.consent(),
+        memory: args.write.memory(),
+    };
     restore(context, "restore", &args.vault, &choice, options, way).await
 }
 
@@ -61,6 +68,8 @@ pub struct Way<'a> {
     pub dry_run: bool,
     /// What the user accepts.
     pub consent: Consent,
+    /// Bytes of changes to hold in memory, if told.
+    pub memory: Option<usize>,
 }
 
 /// Restores from a vault, for whichever command.
@@ -74,17 +83,28 @@ pub async fn restore(
 ) -> Outcome {
     let target = registry::target(way.into, way.reach).or_usage()?;
     let vault = context.vault(vault).await?;
-    let restore = Restore::prepare(&context.job, &vault, target, choice, options).await?;
+    let restore = Restore::prepare(&context.job, &vault, target, choice, options).await?.with_memory(way.memory);
     let (ui, point) = (&context.ui, restore.point.clone());
-    ui.line(format!("Point {} of {} ({})", point.id, time(point.millis), point.source));
+    let moment = &restore.moment;
+    match moment.is_point {
+        true => ui.line(format!("Point {} of {} ({})", point.id, time(point.millis), point.source)),
+        false => ui.line(format!(
+            "The state of {} ({}), exactly {}: made of the scan of point {} and the changes since",
+            time(moment.millis),
+            point.source,
+            moment.at,
+            point.id
+        )),
+    }
     ui.json("point", &point);
+    ui.json("state", moment);
     if way.dry_run {
         ui.finish();
         written::show_plan(ui, &restore.plan, &restore.collections, &restore.not_in_backup);
         ui.json(
             "summary",
             json!({
-                "command": command, "exit": 0, "target": way.into, "dry_run": true, "point": point.id,
+                "command": command, "exit": 0, "target": way.into, "dry_run": true, "point": point.id, "at": moment.at,
                 "collections": restore.collections.len(), "losses": restore.plan.losses.len(),
             }),
         );
@@ -92,5 +112,12 @@ pub async fn restore(
     }
     let report = restore.run(&context.job, way.consent).await?;
     ui.finish();
-    Ok(written::show(ui, command, way.into, &report.written, json!({ "point": report.point.id }), Exit::Done))
+    Ok(written::show(
+        ui,
+        command,
+        way.into,
+        &report.written,
+        json!({ "point": report.point.id, "at": report.moment.at, "time": report.moment.time }),
+        Exit::Done,
+    ))
 }

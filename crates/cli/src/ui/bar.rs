@@ -74,6 +74,20 @@ impl Bar {
         }
     }
 
+    /// Shows a line in the place of the bar, where there is one; says whether there is.
+    pub fn status(&mut self, text: &str) -> bool {
+        if self.form != Form::Bar {
+            return self.form == Form::None;
+        }
+        let bar = self.bar.get_or_insert_with(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()));
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            bar.set_style(style);
+        }
+        bar.set_message(text.to_owned());
+        bar.tick();
+        true
+    }
+
     /// Writes something else, with the bar out of the way.
     pub fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
         match &self.bar {
@@ -134,6 +148,7 @@ fn word(doing: Doing) -> &'static str {
     match doing {
         Doing::Checking => "checking",
         Doing::Reading => "reading",
+        Doing::Following => "following",
         Doing::Committing => "completing",
         Doing::Writing => "writing",
         Doing::Proving => "proving",
@@ -142,7 +157,11 @@ fn word(doing: Doing) -> &'static str {
 }
 
 fn numbers(progress: &Progress, elapsed: Duration) -> String {
-    let unit = if progress.doing == Doing::Verifying { "objects" } else { "documents" };
+    let unit = match progress.doing {
+        Doing::Verifying => "objects",
+        Doing::Following => "changes",
+        _ => "documents",
+    };
     let mut text = format!("{} {unit}, {}", count(progress.documents), bytes(progress.bytes));
     if let Some(total) = progress.total_bytes {
         text.push_str(&format!(" of {}", bytes(total)));

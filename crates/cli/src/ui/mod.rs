@@ -119,6 +119,11 @@ impl Ui {
         self.aside(&line);
     }
 
+    /// How something that goes on for ever is doing; only on a terminal, which this says.
+    pub fn status(&self, text: &str) -> bool {
+        self.bar.lock().unwrap_or_else(|e| e.into_inner()).status(text)
+    }
+
     /// Something went wrong. In JSON the line goes to stdout, as the last one, in place of a summary.
     pub fn error(&self, error: &Error) {
         self.finish();

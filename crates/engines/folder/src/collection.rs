@@ -189,7 +189,7 @@ impl Collection {
     }
 
     /// The name of a key's files without ending; `ending` is the longest ending it will get.
-    fn stem<'a>(&self, key: &'a [u8], ending: usize) -> Result<Cow<'a, [u8]>> {
+    pub(crate) fn stem<'a>(&self, key: &'a [u8], ending: usize) -> Result<Cow<'a, [u8]>> {
         match self.place.naming {
             Naming::Verbatim => match names::check_verbatim(key, ending) {
                 Ok(()) if std::str::from_utf8(key).is_ok_and(|key| locked(&self.encoded).contains(key)) => {
@@ -284,7 +284,7 @@ impl Collection {
     }
 
     /// The path of an attachment, its folder made, and whether it is new.
-    fn attachment_place(&self, key: &[u8], body: &[u8], length: u64) -> Result<(PathBuf, bool)> {
+    pub(crate) fn attachment_place(&self, key: &[u8], body: &[u8], length: u64) -> Result<(PathBuf, bool)> {
         let slash = slash_of(key, body);
         let (document, name) = slash.map_or((key, &b""[..]), |at| (&key[..at], &key[at + 1..]));
         let stem = self.stem(document, ATTACHMENTS.len())?;
@@ -315,7 +315,14 @@ impl Collection {
         Ok((folder, new))
     }
 
-    async fn write_attachment(
+    /// Where the attachment of an encoded document lies; none where a name can have no place.
+    pub(crate) fn attachment_path(&self, document: &[u8], name: &[u8]) -> Result<Option<PathBuf>> {
+        let stem = names::encode(document);
+        let folder = attachments_path(&self.attached, stem.as_bytes())?;
+        Ok((self.place.naming == Naming::Encoded).then(|| folder.join(names::encode(name))))
+    }
+
+    pub(crate) async fn write_attachment(
         &self,
         path: PathBuf,
         content: &AttachmentRef,

@@ -8,6 +8,7 @@ mod keys;
 mod layout;
 mod leftovers;
 mod marker;
+pub mod mirror;
 mod names;
 mod read;
 mod session;

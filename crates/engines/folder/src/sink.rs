@@ -8,8 +8,8 @@ use crate::session::Session;
 use crate::target::{self, Found, Placement};
 use async_trait::async_trait;
 use model::{
-    AttachmentStore, Description, Engine, Error, ErrorKind, IfExists, Loss, PlannedCollection, RestoreOptions,
-    RestorePlan, Result, Sink, SinkSession,
+    AttachmentStore, Description, Encoding, Engine, Error, ErrorKind, IfExists, Loss, PlannedCollection,
+    RestoreOptions, RestorePlan, Result, Sink, SinkSession,
 };
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -55,6 +55,10 @@ impl Sink for FolderSink {
         let plan = blocking(move || plan(&path, &description, &options)).await?;
         *self.prepared.lock().unwrap_or_else(|e| e.into_inner()) = Some(prepared);
         Ok(plan)
+    }
+
+    fn takes(&self, encoding: Encoding) -> bool {
+        encoding == Encoding::Json
     }
 
     async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {

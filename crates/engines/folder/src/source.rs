@@ -3,6 +3,7 @@
 use crate::check::{self, BadPlaces};
 use crate::files::blocking;
 use crate::layout::Layout;
+use crate::marker::Marker;
 use crate::read::{self, Token};
 use crate::walk;
 use async_trait::async_trait;
@@ -63,6 +64,18 @@ impl Source for FolderSource {
                 collections: top.places.iter().filter(|p| !p.beside).map(walk::Place::info).collect(),
                 losses: hidden(&top.hidden),
             })
+        })
+        .await
+    }
+
+    async fn origin(&self) -> Result<Option<Engine>> {
+        let path = self.path.clone();
+        blocking(move || {
+            let root = walk::root(&path)?;
+            let Ok(Some(marker)) = Marker::read(&root) else { return Ok(None) };
+            // Among collections that somebody added, those of the engine are no longer all.
+            let all = walk::top(&root)?.places.iter().all(|place| place.encoded);
+            Ok(Some(marker.engine).filter(|engine| all && engine.0 != "folder"))
         })
         .await
     }

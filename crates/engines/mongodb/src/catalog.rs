@@ -224,6 +224,15 @@ pub(crate) async fn users(server: &Server) -> Result<Vec<Listed>> {
         .collect())
 }
 
+/// The identities of all collections of a database that hold documents.
+pub(crate) async fn identities(server: &Server, database: &str) -> Result<Vec<bson::Uuid>> {
+    let listed = match database {
+        "admin" => users(server).await?,
+        _ => collections(server, database).await?.0,
+    };
+    Ok(listed.into_iter().filter_map(|l| l.uuid).collect())
+}
+
 /// Index listings that are asked for side by side.
 const LISTINGS: usize = 8;
 
@@ -247,7 +256,13 @@ async fn add_indexes_of(server: &Server, one: &mut Listed) -> Result<()> {
     match indexes {
         Ok(indexes) => {
             one.options.indexes = indexes;
-            one.options.indexes.iter_mut().for_each(|i| drop(i.remove("ns")));
+            for index in &mut one.options.indexes {
+                index.remove("ns");
+                // Some versions repeat the collection's option here.
+                if index.contains_key("clustered") {
+                    index.remove("expireAfterSeconds");
+                }
+            }
             Ok(())
         }
         Err(e) if error::code(&e) == Some(error::NAMESPACE_NOT_FOUND) => Ok(()),

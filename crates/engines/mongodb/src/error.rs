@@ -17,6 +17,8 @@ pub(crate) const UNAUTHORIZED: i32 = 13;
 pub(crate) const AUTHENTICATION_FAILED: i32 = 18;
 /// No such collection or database: NamespaceNotFound.
 pub(crate) const NAMESPACE_NOT_FOUND: i32 = 26;
+/// A capped collection has overtaken its reader: CappedPositionLost.
+pub(crate) const CAPPED_POSITION_LOST: i32 = 136;
 /// The cursor is gone: CursorNotFound.
 pub(crate) const CURSOR_NOT_FOUND: i32 = 43;
 /// The collection that a query reads was dropped or renamed: QueryPlanKilled.
@@ -29,6 +31,8 @@ pub(crate) const SNAPSHOT_TOO_OLD: i32 = 239;
 pub(crate) const SNAPSHOT_UNAVAILABLE: i32 = 246;
 /// The record to go on from is gone: KeyNotFound.
 pub(crate) const KEY_NOT_FOUND: i32 = 211;
+/// Somebody stopped the operation: Interrupted.
+pub(crate) const INTERRUPTED: i32 = 11601;
 /// A key is there already: DuplicateKey.
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
 

@@ -8,10 +8,11 @@ use crate::error;
 use crate::{MongoSink, MongoSource};
 use async_trait::async_trait;
 use bson::{Document, doc};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use model::{
-    AttachmentStore, CollectionInfo, Description, Error, IfExists, Loss, Part, Plan, RestoreOptions, RestorePlan,
-    Result, ScanItem, ScanStream, Selection, Sink, SinkSession, Source, SourceState,
+    AttachmentStore, ChangeItem, ChangeStream, CollectionInfo, Description, Error, Following, IfExists, Loss, Part,
+    Plan, RestoreOptions, RestorePlan, Result, ScanItem, ScanStream, Selection, Sink, SinkSession, Source, SourceState,
+    Until,
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ use std::sync::Arc;
 
 /// The names that backups of jobflow-remote have, whatever the collections are called.
 pub const STANDARD: [&str; 4] = ["jobs", "flows", "jf_auxiliary", "batches"];
+
+/// What the identity of a queue ends with: its database is another source.
+const QUEUE: &str = "#jobflow";
 
 /// Where the queue of a project is.
 #[derive(Clone, PartialEq)]
@@ -196,6 +200,13 @@ impl JobflowSource {
         JobflowSource { project, inner }
     }
 
+    /// The collections of the queue that are meant, by their names in the database.
+    fn queue(&self, selection: &Selection) -> Selection {
+        let Project { database, names, .. } = &self.project;
+        let taken = names.iter().filter(|(standard, _)| selection.takes(&format!("{database}.{standard}")));
+        Selection { only: taken.map(|(_, name)| format!("{database}.{name}")).collect(), ..Selection::default() }
+    }
+
     fn renamed(&self, info: CollectionInfo) -> Option<CollectionInfo> {
         let name = self.project.standard_name(&info.name)?;
         Some(CollectionInfo { name, ..info })
@@ -206,7 +217,7 @@ impl JobflowSource {
 impl Source for JobflowSource {
     async fn describe(&self) -> Result<Description> {
         let mut description = self.inner.describe().await?;
-        description.identity.push_str("#jobflow");
+        description.identity.push_str(QUEUE);
         description.name.clone_from(&self.project.name);
         description.collections = description.collections.into_iter().filter_map(|i| self.renamed(i)).collect();
         let why = "it is not part of the queue's database: back it up for itself";
@@ -215,9 +226,12 @@ impl Source for JobflowSource {
     }
 
     async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan> {
-        let whole = |name: &String| format!("{}.{name}", self.project.database);
-        let queue = Selection { only: self.project.names.values().map(whole).collect(), ..Selection::default() };
-        let mut plan = self.inner.plan(&queue, last).await?;
+        let queue = self.queue(&Selection::default());
+        let last = last.map(|last| SourceState {
+            identity: last.identity.strip_suffix(QUEUE).unwrap_or(&last.identity).to_owned(),
+            ..last.clone()
+        });
+        let mut plan = self.inner.plan(&queue, last.as_ref()).await?;
         let mut innermost = &mut plan;
         while let Plan::Gap { then, .. } = innermost {
             innermost = then;
@@ -257,6 +271,35 @@ impl Source for JobflowSource {
                     ),
                     other => other,
                 })
+            })
+            .boxed())
+    }
+
+    async fn changes(
+        &self,
+        from: &Following,
+        until: Until,
+        attachments: Arc<dyn AttachmentStore>,
+    ) -> Result<ChangeStream> {
+        let Project { database, names, .. } = &self.project;
+        let mut there = Following { selection: self.queue(&from.selection), ..from.clone() };
+        for info in &mut there.collections {
+            let standard = info.name.strip_prefix(database.as_str()).and_then(|n| n.strip_prefix('.'));
+            if let Some(name) = standard.and_then(|n| names.get(n)) {
+                info.name = format!("{database}.{name}");
+            }
+        }
+        let items = self.inner.changes(&there, until, attachments).await?;
+        let project = self.project.clone();
+        Ok(items
+            .map_ok(move |item| match item {
+                // One that is called otherwise from now on is no longer the queue's.
+                ChangeItem::Catalog { info: Some(info), collection, time } => {
+                    let name = project.standard_name(&info.name);
+                    let info = name.map(|name| CollectionInfo { name, ..info });
+                    ChangeItem::Catalog { info, collection, time }
+                }
+                other => other,
             })
             .boxed())
     }

@@ -2,7 +2,7 @@
 //! can interrupt that.
 
 use crate::catalog::{self, CollectionKind};
-use crate::connect::{Server, engine_time, timestamp};
+use crate::connect::{Server, timestamp};
 use crate::error;
 use crate::reply::{self, Answer};
 use bson::{Bson, Document, doc};
@@ -237,8 +237,7 @@ impl Scan {
             Some(error::NAMESPACE_NOT_FOUND) => {
                 return self.gone().await;
             }
-            Some(136) => {
-                // CappedPositionLost: the collection has overtaken its reader.
+            Some(error::CAPPED_POSITION_LOST) => {
                 return self.again().await;
             }
             Some(error::QUERY_PLAN_KILLED | error::CURSOR_NOT_FOUND | error::CURSOR_KILLED) => {
@@ -540,33 +539,4 @@ fn drop_first(answer: &mut Answer, last: Option<&Bson>) {
     if is_last {
         answer.docs.remove(0);
     }
-}
-
-/// The time of the newest entry of the oplog from which everything that the scan may have missed
-/// can be read again: before the oldest transaction that is still open.
-pub(crate) async fn position(server: &Server) -> Result<Option<model::Position>> {
-    let client = server.client().await?;
-    let oplog = client.database("local").collection::<Document>("oplog.rs");
-    let newest = oplog.find_one(doc! {}).sort(doc! { "$natural": -1 }).projection(doc! { "ts": 1 }).await;
-    let newest = match newest {
-        Ok(Some(entry)) => entry.get_timestamp("ts").ok(),
-        Ok(None) => None,
-        // Who may not read the oplog gets no position; the next backup compares instead.
-        Err(e) if error::code(&e) == Some(error::UNAUTHORIZED) => None,
-        Err(e) => return Err(error::driver("reading the oplog", e)),
-    };
-    let Some(mut start) = newest else { return Ok(None) };
-    let open = client.database("config").collection::<Document>("transactions");
-    let filter = doc! { "state": { "$in": ["prepared", "inProgress"] } };
-    match open.find_one(filter).sort(doc! { "startOpTime.ts": 1 }).await {
-        Ok(Some(oldest)) => {
-            let began = oldest.get_document("startOpTime").ok().and_then(|t| t.get_timestamp("ts").ok());
-            start = began.filter(|t| (t.time, t.increment) < (start.time, start.increment)).unwrap_or(start);
-        }
-        Ok(None) => {}
-        Err(e) if error::code(&e) == Some(error::UNAUTHORIZED) => return Ok(None),
-        Err(e) => return Err(error::driver("reading open transactions", e)),
-    }
-    let time = engine_time(start);
-    Ok(Some(model::Position(format!("ts:{},{}", time.order >> 32, time.order & 0xFFFF_FFFF))))
 }

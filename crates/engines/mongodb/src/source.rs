@@ -1,6 +1,7 @@
 //! MongoDB as a source.
 
 use crate::catalog::{self, CollectionKind, Listed};
+use crate::changes;
 use crate::connect::{Server, ServerInfo, timestamp};
 use crate::error;
 use crate::keys;
@@ -10,8 +11,8 @@ use async_trait::async_trait;
 use bson::{Bson, Document, doc};
 use futures::{StreamExt, TryStreamExt};
 use model::{
-    AttachmentStore, Consistency, Description, Engine, EngineTime, Error, FeedKind, Loss, Part, Plan, Result,
-    ScanStream, Selection, Source, SourceState,
+    AttachmentStore, ChangeStream, Consistency, Description, Engine, EngineTime, Error, FeedKind, Following, Gap, Loss,
+    Part, Plan, Result, ScanStream, Selection, Source, SourceState, Until,
 };
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ const LISTINGS_MAX: u32 = 10;
 /// - A replica set (5.0 or later) is read at one cluster time, by the collections' identities; what
 ///   takes longer than the server keeps its snapshots is read at a later time, and the point says so.
 ///   Capped collections cannot be read at a time: a point that has some says so, too.
+///   Its changes are followed by the oplog, if the user may read that.
 /// - Others are read as they are while they are read.
 ///
 /// Options and indexes are those of the time of reading.
@@ -158,6 +160,27 @@ impl MongoSource {
         }
         Err(Error::new(model::ErrorKind::Retry, "collections are made and removed faster than they can be listed")
             .hint("leave out the ones that come and go with --exclude, or back up when it is quieter"))
+    }
+
+    /// Everything is to be read; `start` was taken before.
+    async fn plan_scan(
+        &self,
+        info: &ServerInfo,
+        selection: &Selection,
+        start: Option<model::Position>,
+    ) -> Result<Plan> {
+        let (mut listed, at) = self.list_at_one_time(info, selection).await?;
+        catalog::add_indexes(&self.server, &mut listed).await?;
+        let ways = self.ways(info, &listed).await?;
+        let mut planning = Vec::new();
+        for one in &listed {
+            planning.push(self.parts_of(one, &ways, at, selection));
+        }
+        let mut parts: Vec<Vec<Part>> = futures::stream::iter(planning).buffered(ASKING).try_collect().await?;
+        parts.sort_by_key(|ranges| std::cmp::Reverse(ranges.iter().filter_map(|r| r.bytes).sum::<u64>()));
+        let whole = at.is_some() && listed.iter().all(|l| !l.options.is_capped());
+        let consistency = if whole { Consistency::OneTime } else { Consistency::PerDocument };
+        Ok(Plan::Scan { start, parts: parts.into_iter().flatten().collect(), at, consistency, skipped: Vec::new() })
     }
 
     /// Finds out how this server and this user let collections be read.
@@ -358,37 +381,52 @@ impl Source for MongoSource {
     async fn describe(&self) -> Result<Description> {
         let info = self.server.info().await?;
         let database = self.only_database().await?;
-        let (mut listed, left_out) = self.list(&self.databases(None).await?, false).await?;
+        let (mut listed, mut left_out) = self.list(&self.databases(None).await?, false).await?;
         catalog::add_indexes(&self.server, &mut listed).await?;
+        let has_feed = match info.set {
+            Some(_) => changes::place(&self.server).await?.is_some(),
+            None => false,
+        };
+        if info.set.is_some() && !has_feed {
+            left_out.push(Loss {
+                what: "every second between two backups".into(),
+                why: "the user may not read the oplog, so that only the moments of backups can be restored: \
+                      grant the role backup, or find on local.oplog.rs"
+                    .into(),
+            });
+        }
         Ok(Description {
             engine: Engine::new("mongodb"),
             identity: self.identity(&info, database.as_deref()).await,
             name: database.or(info.set.clone()).unwrap_or_else(|| self.server.host()),
             version: info.version.clone(),
-            feed: if info.set.is_some() { FeedKind::EveryChange } else { FeedKind::LatestState },
+            feed: if has_feed { FeedKind::EveryChange } else { FeedKind::LatestState },
             collections: listed.iter().map(Listed::info).collect(),
             losses: left_out,
         })
     }
 
-    async fn plan(&self, selection: &Selection, _: Option<&SourceState>) -> Result<Plan> {
+    async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan> {
         let info = self.server.info().await?;
         let start = match info.set {
-            Some(_) => scan::position(&self.server).await?,
+            Some(_) => changes::place(&self.server).await?.map(|place| place.position()),
             None => None,
         };
-        let (mut listed, at) = self.list_at_one_time(&info, selection).await?;
-        catalog::add_indexes(&self.server, &mut listed).await?;
-        let ways = self.ways(&info, &listed).await?;
-        let mut planning = Vec::new();
-        for one in &listed {
-            planning.push(self.parts_of(one, &ways, at, selection));
-        }
-        let mut parts: Vec<Vec<Part>> = futures::stream::iter(planning).buffered(ASKING).try_collect().await?;
-        parts.sort_by_key(|ranges| std::cmp::Reverse(ranges.iter().filter_map(|r| r.bytes).sum::<u64>()));
-        let whole = at.is_some() && listed.iter().all(|l| !l.options.is_capped());
-        let consistency = if whole { Consistency::OneTime } else { Consistency::PerDocument };
-        Ok(Plan::Scan { start, parts: parts.into_iter().flatten().collect(), at, consistency, skipped: Vec::new() })
+        let Some((last, from)) = last.and_then(|l| Some((l, l.position.clone()?))).filter(|_| start.is_some()) else {
+            return self.plan_scan(&info, selection, start).await;
+        };
+        let identity = self.identity(&info, self.only_database().await?.as_deref()).await;
+        let lost = match identity == last.identity {
+            true => changes::prove(&self.server, &from).await?,
+            false => Some(format!("it is another replica set than before ({identity}, not {})", last.identity)),
+        };
+        let Some(why) = lost else { return Ok(Plan::Changes { from }) };
+        let then = self.plan_scan(&info, selection, start).await?;
+        let to = match &then {
+            Plan::Scan { at, .. } => *at,
+            _ => None,
+        };
+        Ok(Plan::Gap { gap: Gap { from: last.time, to, why }, then: Box::new(then) })
     }
 
     fn side_by_side(&self) -> usize {
@@ -403,5 +441,9 @@ impl Source for MongoSource {
             Scan { server: self.server.clone(), times: self.times.clone(), info: part.collection.clone(), token, out };
         tokio::spawn(scan.run());
         Ok(futures::stream::unfold(items, |mut items| async { items.recv().await.map(|item| (item, items)) }).boxed())
+    }
+
+    async fn changes(&self, from: &Following, until: Until, _: Arc<dyn AttachmentStore>) -> Result<ChangeStream> {
+        changes::follow(self.server.clone(), self.only_database().await?, from, until).await
     }
 }

@@ -302,3 +302,72 @@ pub async fn vault_of(objects: i64) -> Vault {
 pub async fn vault() -> Vault {
     vault_of(i64::MAX).await
 }
+
+/// Storage that can be away.
+#[derive(Debug)]
+pub struct Away {
+    inner: Arc<dyn Storage>,
+    away: std::sync::atomic::AtomicBool,
+}
+
+impl Away {
+    pub fn new(inner: Arc<dyn Storage>) -> Away {
+        Away { inner, away: false.into() }
+    }
+
+    pub fn set(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(Error::new(ErrorKind::Retry, "the storage is away")),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Storage for Away {
+    fn location(&self) -> String {
+        "away".into()
+    }
+    fn is_local(&self) -> bool {
+        self.inner.is_local()
+    }
+    async fn create(&self, name: &str, bytes: Bytes) -> Result<Created> {
+        self.check()?;
+        self.inner.create(name, bytes).await
+    }
+    async fn replace(&self, name: &str, bytes: Bytes) -> Result<()> {
+        self.check()?;
+        self.inner.replace(name, bytes).await
+    }
+    async fn sync(&self) -> Result<()> {
+        self.check()?;
+        self.inner.sync().await
+    }
+    async fn read(&self, name: &str) -> Result<Bytes> {
+        self.check()?;
+        self.inner.read(name).await
+    }
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
+        self.check()?;
+        self.inner.read_range(name, range).await
+    }
+    async fn stat(&self, name: &str) -> Result<Option<Entry>> {
+        self.check()?;
+        self.inner.stat(name).await
+    }
+    async fn list(&self, prefix: &str) -> Result<BoxStream<'static, Result<Entry>>> {
+        self.check()?;
+        self.inner.list(prefix).await
+    }
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.check()?;
+        self.inner.delete(name).await
+    }
+    async fn free_space(&self) -> Result<Option<u64>> {
+        self.inner.free_space().await
+    }
+}

@@ -3,201 +3,296 @@
 
 use crate::frame::Frame;
 use crate::hash::HashKeys;
-use model::{Batch, CollectionId, EngineTime, Error, Kind, Result};
+use crate::read::blocks::{Blocks, Change, Cursor, Op, Spot};
+use crate::read::spill::{OpenFile, Sorter};
+use highway::HighwayHash;
+use model::{Batch, CollectionId, EngineTime, Error, Kind, Patcher, Result};
+use std::borrow::Cow;
 
-/// Where a change's body is: the frame's number among those given, the document's in the frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Spot {
-    pub frame: u32,
-    pub doc: u32,
+/// Collects the changes of one collection and kind space.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    keys: HashKeys,
+    sorter: Sorter,
+    record: Vec<u8>,
+    memory: usize,
+    open: OpenFile,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Op {
-    Put,
-    Delete,
-    Patch,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    hash: u64,
-    key: (u32, u32),
-    time: u64,
-    /// A copy from a layer stands after log entries of the same time: they are in it already.
-    is_copy: bool,
-    /// Number in the order of reading.
-    number: u32,
-    op: Op,
-    spot: Spot,
-}
-
-/// The changed keys of one collection and kind space.
-#[derive(Debug, Default)]
-pub(crate) struct Overlay {
-    entries: Vec<Entry>,
-    keys: Vec<u8>,
-    taken: Vec<bool>,
-    /// The greatest engine time at which the collection was read.
-    read: u64,
-}
-
-/// What has become of a document.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// As it is.
-    Kept,
-    /// Gone, or to be emitted elsewhere.
-    Dropped,
-    /// Made of a body and patches, in order.
-    Becomes {
-        /// The body to begin with; none: the document's own.
-        start: Option<Spot>,
-        /// Patches on top.
-        patches: Vec<Spot>,
-    },
-}
-
-impl Overlay {
-    /// Adds a frame of a layer that was read at `time`.
-    pub fn add_layer_frame(&mut self, keys: &HashKeys, number: u32, frame: &Frame, time: EngineTime) {
-        self.read = self.read.max(time.order);
-        self.add(keys, number, &frame.batch, true, |_| time);
+impl Changes {
+    /// Collects changes in about so much memory.
+    pub fn new(keys: HashKeys, memory: usize, open: OpenFile) -> Self {
+        // Half at most, as what was collected is here while the table of it is made.
+        Changes { keys, sorter: Sorter::new(memory / 2, open), record: Vec::new(), memory, open }
     }
 
-    /// Adds a frame of the change log, up to and including `until`.
-    pub fn add_log_frame(&mut self, keys: &HashKeys, number: u32, frame: &Frame, until: EngineTime) -> Result<()> {
+    /// Adds a frame of the change log: of its changes those after one time and up to another. Frames
+    /// come in order, and those of layers after all of them: copies stand after log entries of the
+    /// same time.
+    pub fn add_log_frame(&mut self, number: u32, frame: &Frame, after: u64, until: u64) -> Result<()> {
         if frame.times.len() != frame.batch.len() {
             return Err(Error::corrupt("a frame of the change log has no times"));
         }
-        self.add(keys, number, &frame.batch, false, |i| frame.times[i]);
-        self.entries.retain(|e| e.is_copy || e.time <= until.order);
-        Ok(())
+        self.add(number, &frame.batch, false, |i| {
+            let time = frame.times[i].order;
+            (after < time && time <= until).then_some(time)
+        })
     }
 
-    fn add(&mut self, keys: &HashKeys, frame: u32, batch: &Batch, is_copy: bool, time: impl Fn(usize) -> EngineTime) {
+    /// Adds a frame of a layer that was read at `time`.
+    pub fn add_layer_frame(&mut self, number: u32, frame: &Frame, time: EngineTime) -> Result<()> {
+        self.add(number, &frame.batch, true, |_| Some(time.order))
+    }
+
+    fn add(&mut self, frame: u32, batch: &Batch, is_copy: bool, time: impl Fn(usize) -> Option<u64>) -> Result<()> {
         let op = match &batch.kind {
             kind if kind.is_tombstone() => Op::Delete,
             Kind::Patch => Op::Patch,
             _ => Op::Put,
         };
+        let prefix = self.keys.key_prefix(&batch.collection, &batch.kind);
         for i in 0..batch.len() {
+            let Some(time) = time(i) else { continue };
             let key = batch.key_of(i);
-            let start = self.keys.len() as u32;
-            self.keys.extend_from_slice(key);
-            self.entries.push(Entry {
-                hash: keys.key(&batch.collection, &batch.kind, key),
-                key: (start, start + key.len() as u32),
-                time: time(i).order,
-                is_copy,
-                number: self.entries.len() as u32,
-                op,
-                spot: Spot { frame, doc: i as u32 },
-            });
+            let mut hasher = prefix.clone();
+            hasher.append(key);
+            let hash = hasher.finalize64();
+            let spot = Spot { frame, doc: i as u32 };
+            let patch = if op == Op::Patch { batch.body_of(i) } else { b"" };
+            self.record.clear();
+            Change { key, time, is_copy, op, spot, patch }.write(&mut self.record);
+            self.sorter.push([hash, time], &self.record)?;
+        }
+        Ok(())
+    }
+
+    /// The table of them: after it, documents can be looked up.
+    pub fn finish(self) -> Result<Overlay> {
+        let (count, bytes) = (self.sorter.count(), self.sorter.bytes());
+        let sorted = self.sorter.finish()?;
+        // Sorted in memory it is there until the table is made.
+        let memory = self.memory.saturating_sub(sorted.held());
+        let blocks = Blocks::new(sorted, count, bytes, memory, self.open)?;
+        let taken = Bits(vec![0; blocks.count().div_ceil(64) as usize]);
+        Ok(Overlay { blocks, taken })
+    }
+}
+
+/// The changed keys of one collection and kind space.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    blocks: Blocks,
+    /// Changes that need not be looked at any more.
+    taken: Bits,
+}
+
+#[derive(Debug)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn set(&mut self, at: u64) {
+        self.0[(at / 64) as usize] |= 1 << (at % 64);
+    }
+
+    fn get(&self, at: u64) -> bool {
+        self.0[(at / 64) as usize] >> (at % 64) & 1 == 1
+    }
+}
+
+/// What has become of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// As it is.
+    Kept,
+    /// Gone, or to be emitted elsewhere.
+    Dropped,
+    /// Made of a body and patches.
+    Becomes {
+        /// The body to begin with; none: the document's own.
+        start: Option<Spot>,
+        /// What to apply to it.
+        patches: Patches,
+    },
+}
+
+/// Patches of one key, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Patches {
+    /// The key's first change.
+    key: Cursor,
+    /// The first patch that counts; `end` if none does.
+    from: u64,
+    /// One past the key's last change.
+    end: u64,
+}
+
+impl Patches {
+    pub fn is_empty(&self) -> bool {
+        self.from == self.end
+    }
+
+    /// As bytes.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.key.block.to_le_bytes());
+        out.extend_from_slice(&self.key.offset.to_le_bytes());
+        for word in [self.key.ordinal, self.from, self.end] {
+            out.extend_from_slice(&word.to_le_bytes());
         }
     }
 
-    /// Sorts the table: after it, documents can be looked up.
-    pub fn finish(&mut self) {
-        let keys = &self.keys;
-        let key_of = |e: &Entry| &keys[e.key.0 as usize..e.key.1 as usize];
-        self.entries.sort_by(|a, b| {
-            (a.hash, key_of(a), a.time, a.is_copy, a.number).cmp(&(b.hash, key_of(b), b.time, b.is_copy, b.number))
-        });
-        self.taken = vec![false; self.entries.len()];
+    /// From the bytes that [`Patches::write`] makes.
+    pub fn read(bytes: &[u8]) -> Option<Patches> {
+        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let key = Cursor { block: half(0), offset: half(4), ordinal: word(8) };
+        Some(Patches { key, from: word(16), end: word(24) })
+    }
+}
+
+/// What the changes of one key come to, seen in order.
+#[derive(Debug, Clone, Copy)]
+struct Sum {
+    key: Cursor,
+    end: u64,
+    any: bool,
+    /// The newest body, if nothing deletes it.
+    start: Option<Spot>,
+    /// Where the patches on top begin.
+    from: u64,
+    patches: bool,
+    deleted: bool,
+    /// The first change after the last deletion.
+    place: Option<Spot>,
+}
+
+impl Sum {
+    fn new(key: Cursor) -> Self {
+        let (end, from) = (key.ordinal, key.ordinal);
+        Sum { key, end, any: false, start: None, from, patches: false, deleted: false, place: None }
     }
 
+    fn see(&mut self, ordinal: u64, change: &Change<'_>) {
+        self.any = true;
+        if change.op == Op::Patch {
+            self.patches = true;
+        } else {
+            self.start = (change.op == Op::Put).then_some(change.spot);
+            (self.from, self.patches) = (ordinal + 1, false);
+        }
+        if change.op == Op::Delete {
+            (self.deleted, self.place) = (true, None);
+        } else {
+            self.place.get_or_insert(change.spot);
+        }
+    }
+
+    fn patches(&self) -> Patches {
+        Patches { key: self.key, from: if self.patches { self.from } else { self.end }, end: self.end }
+    }
+}
+
+impl Overlay {
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.blocks.count() == 0
     }
 
-    fn range(&self, hash: u64, key: &[u8]) -> std::ops::Range<usize> {
-        let key_of = |e: &Entry| &self.keys[e.key.0 as usize..e.key.1 as usize];
-        let start = self.entries.partition_point(|e| (e.hash, key_of(e)) < (hash, key));
-        let count = self.entries[start..].partition_point(|e| (e.hash, key_of(e)) == (hash, key));
-        start..start + count
+    /// Whether a key with this hash may have changed. Tells fast of most that they have not.
+    pub fn may_hold(&self, hash: u64) -> bool {
+        self.blocks.may_hold(hash)
     }
 
     /// What becomes of a document of the oldest layer, read at `read`. In an ordered collection it
     /// keeps its place unless it was deleted in between; in others, changed documents are emitted
     /// after the unchanged ones.
     pub fn fate(&mut self, hash: u64, key: &[u8], read: EngineTime, ordered: bool) -> Result<Fate> {
-        let range = self.range(hash, key);
-        let later: Vec<usize> =
-            range.clone().filter(|i| self.entries[*i].time > read.order || self.entries[*i].is_copy).collect();
-        // What is not later is in the document already.
-        range.for_each(|i| self.taken[i] |= !later.contains(&i));
-        if later.is_empty() {
+        let Some(first) = self.blocks.find(hash, key)? else { return Ok(Fate::Kept) };
+        let mut sum = Sum::new(first);
+        let taken = &mut self.taken;
+        self.blocks.of_key(first, |ordinal, change| {
+            sum.end = ordinal + 1;
+            if change.time > read.order || change.is_copy {
+                sum.see(ordinal, change);
+            } else {
+                // It is in the document already.
+                taken.set(ordinal);
+            }
+            Ok(())
+        })?;
+        if !sum.any {
             return Ok(Fate::Kept);
         }
-        let (start, patches) = self.compose(&later);
-        let deleted = later.iter().any(|i| self.entries[*i].op == Op::Delete);
-        let has_body = start.is_some() || !deleted;
-        let only_patches = start.is_none() && has_body;
-        if only_patches || (ordered && !deleted) {
-            later.iter().for_each(|i| self.taken[*i] = true);
-            return Ok(Fate::Becomes { start, patches });
+        let only_patches = sum.start.is_none() && !sum.deleted;
+        if only_patches || (ordered && !sum.deleted) {
+            return Ok(Fate::Becomes { start: sum.start, patches: sum.patches() });
         }
         Ok(Fate::Dropped)
     }
 
-    /// The newest body and the patches on top of it; no body if only patches are left, or nothing.
-    fn compose(&self, entries: &[usize]) -> (Option<Spot>, Vec<Spot>) {
-        let last = entries.iter().rposition(|i| self.entries[*i].op != Op::Patch);
-        let rest = last.map_or(entries, |l| &entries[l + 1..]);
-        let patches = rest.iter().map(|i| self.entries[*i].spot).collect();
-        let start = last.map(|l| &self.entries[entries[l]]).filter(|e| e.op == Op::Put).map(|e| e.spot);
-        (start, patches)
+    /// Says that a document has been made of its changes: they need not be looked at any more.
+    pub fn take(&mut self, patches: Patches) {
+        (patches.key.ordinal..patches.end).for_each(|change| self.taken.set(change));
     }
 
-    /// The documents that the oldest layer does not hold or no longer places, in the order in which
-    /// they came: (where it first came, body, patches). The oldest layer must have been streamed.
-    pub fn rest(&mut self, ordered: bool) -> Result<Vec<(Spot, Vec<Spot>)>> {
-        let mut rest: Vec<(u32, Spot, Vec<Spot>)> = Vec::new();
-        let mut at = 0;
-        while at < self.entries.len() {
-            let first = self.entries[at];
-            let key = self.keys[first.key.0 as usize..first.key.1 as usize].to_vec();
-            let range = self.range(first.hash, &key);
-            at = range.end;
-            let left: Vec<usize> = range.filter(|i| !self.taken[*i]).collect();
-            let Some(newest) = left.last() else { continue };
-            let after_delete = left.iter().rposition(|i| self.entries[*i].op == Op::Delete).map_or(0, |d| d + 1);
-            let (start, patches) = self.compose(&left);
-            let Some(start) = start else {
-                self.check_patches(&left)?;
-                continue;
-            };
-            let place = if ordered { left[after_delete] } else { *newest };
-            rest.push((self.entries[place].number, start, patches));
+    /// Applies patches to a body.
+    pub fn apply<'a>(
+        &mut self,
+        patches: Patches,
+        body: &'a [u8],
+        patcher: Option<&dyn Patcher>,
+    ) -> Result<Cow<'a, [u8]>> {
+        let mut body = Cow::Borrowed(body);
+        if patches.is_empty() {
+            return Ok(body);
         }
-        rest.sort_unstable_by_key(|(number, ..)| *number);
-        Ok(rest.into_iter().map(|(_, start, patches)| (start, patches)).collect())
-    }
-
-    /// Patches without a document are right only for a document that was deleted, or put anew,
-    /// before the scan came by: then a later delete or put is in the log too.
-    fn check_patches(&self, entries: &[usize]) -> Result<()> {
-        let dangling = |i: usize| {
-            let later_end = entries[i + 1..].iter().any(|j| self.entries[*j].op != Op::Patch);
-            self.entries[entries[i]].op == Op::Patch && !(self.entries[entries[i]].time <= self.read && later_end)
-        };
-        let after_delete = entries.iter().rposition(|i| self.entries[*i].op == Op::Delete);
-        let bad = (0..entries.len()).find(|i| dangling(*i) && after_delete.is_none_or(|d| *i > d));
-        match bad {
-            None => Ok(()),
-            Some(i) => {
-                let entry = &self.entries[entries[i]];
-                let key = String::from_utf8_lossy(&self.keys[entry.key.0 as usize..entry.key.1 as usize]);
-                Err(Error::corrupt(format!("the change log updates document {key}, which is in no layer"))
-                    .hint("this time cannot be restored exactly; run `rewound backup --full` to heal the history"))
+        let patcher = patcher.ok_or_else(|| Error::unsupported("this engine's patches are not known"))?;
+        let taken = &self.taken;
+        self.blocks.of_key(patches.key, |ordinal, change| {
+            if ordinal >= patches.from && change.op == Op::Patch && !taken.get(ordinal) {
+                body = Cow::Owned(patcher.apply(&body, change.patch)?);
             }
-        }
+            Ok(())
+        })?;
+        Ok(body)
     }
 
-    /// The greatest time at which layers were read counts for patches without a document.
-    pub fn set_read(&mut self, time: EngineTime) {
-        self.read = self.read.max(time.order);
+    /// Gives the documents that the oldest layer does not hold or no longer places: where they are put
+    /// in an ordered collection, body, patches. The oldest layer must have been streamed.
+    pub fn rest(&mut self, mut give: impl FnMut(Spot, Spot, Patches) -> Result<()>) -> Result<()> {
+        let mut sum: Option<Sum> = None;
+        let mut key: Vec<u8> = Vec::new();
+        let taken = &self.taken;
+        self.blocks.all(|cursor, begins, change| {
+            if begins {
+                if let Some(sum) = sum.take() {
+                    left(&sum, &key, &mut give)?;
+                }
+                key.clear();
+                key.extend_from_slice(change.key);
+            }
+            let sum = sum.get_or_insert_with(|| Sum::new(cursor));
+            sum.end = cursor.ordinal + 1;
+            if !taken.get(cursor.ordinal) {
+                sum.see(cursor.ordinal, change);
+            }
+            Ok(())
+        })?;
+        sum.map_or(Ok(()), |sum| left(&sum, &key, &mut give))
+    }
+}
+
+/// What the changes of a key come to that no document of the oldest layer has taken.
+fn left(sum: &Sum, key: &[u8], give: &mut impl FnMut(Spot, Spot, Patches) -> Result<()>) -> Result<()> {
+    match sum.start {
+        Some(start) => give(sum.place.unwrap_or(start), start, sum.patches()),
+        // Patches alone are right only for a document that was deleted, or put anew, before the scan
+        // came by: then a later deletion or put is in the log too.
+        None if sum.patches => {
+            let key = String::from_utf8_lossy(key);
+            Err(Error::corrupt(format!("the change log updates document {key}, which is in no layer"))
+                .hint("this time cannot be restored exactly; run `rewound backup --full` to heal the history"))
+        }
+        None => Ok(()),
     }
 }
 
@@ -215,18 +310,204 @@ pub(crate) fn retain(batch: &Batch, mut keep: impl FnMut(usize) -> bool) -> Batc
     }
 }
 
-/// One document of a batch, sharing its buffers.
-pub(crate) fn only(batch: &Batch, i: usize) -> Batch {
-    let mut one = retain(batch, |_| false);
-    one.docs.extend(batch.docs.get(i).copied());
-    one.attachments.extend(batch.attachments.get(i).cloned());
-    one
-}
-
 /// A batch under another collection's identity is a sign of damage.
 pub(crate) fn check_collection(batch: &Batch, id: &CollectionId) -> Result<()> {
     if batch.collection == *id {
         return Ok(());
     }
     Err(Error::corrupt(format!("a frame of collection {id} holds documents of {}", batch.collection)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use model::{BatchBuilder, Encoding, ErrorKind};
+    use proptest::prelude::*;
+
+    struct Append;
+
+    impl Patcher for Append {
+        fn apply(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>> {
+            Ok([body, patch].concat())
+        }
+    }
+
+    fn id() -> CollectionId {
+        CollectionId::new("c")
+    }
+
+    fn frame(kind: Kind, changes: &[(u8, u8, u64)]) -> Frame {
+        let mut builder = BatchBuilder::new(id(), kind, Encoding::Bin);
+        changes.iter().for_each(|(key, body, _)| builder.push(&[*key], &[b'+', *body]));
+        Frame { batch: builder.take(), times: changes.iter().map(|(.., t)| at(*t)).collect() }
+    }
+
+    fn at(time: u64) -> EngineTime {
+        EngineTime { order: time, millis: 0 }
+    }
+
+    /// A frame of a layer (read at a time) or of the log: (is a layer's, kind, (key, body, time)…).
+    type Plain = (bool, Kind, Vec<(u8, u8, u64)>);
+
+    /// Layers first, each read after the one before; log frames in any order of time.
+    fn frames() -> impl Strategy<Value = Vec<Plain>> {
+        let kind = prop_oneof![4 => Just(Kind::Document), 1 => Just(Kind::Tombstone), 4 => Just(Kind::Patch)];
+        let changes = proptest::collection::vec((0..12u8, any::<u8>(), 1..30u64), 0..12);
+        let layers = proptest::collection::vec((proptest::bool::weighted(0.7), 5..12u64, changes.clone()), 0..3);
+        let log = proptest::collection::vec((kind, changes), 0..14);
+        (layers, log).prop_map(|(layers, log)| {
+            let mut time = 0;
+            let layers = layers.into_iter().map(|(puts, later, mut changes)| {
+                time += later;
+                changes.iter_mut().for_each(|c| c.2 = time);
+                // A layer has a key once.
+                changes.sort_by_key(|c| c.0);
+                changes.dedup_by_key(|c| c.0);
+                (true, if puts { Kind::Document } else { Kind::Tombstone }, changes)
+            });
+            layers.chain(log.into_iter().map(|(kind, changes)| (false, kind, changes))).collect()
+        })
+    }
+
+    /// What there is in the end, in order, or the key that is patched without a document.
+    type Outcome = std::result::Result<Vec<(u8, Vec<u8>)>, u8>;
+
+    /// Each key's changes, one after the other; the simple way.
+    fn expected(frames: &[Plain], base: &[(u8, u64)], ordered: bool, until: u64) -> Outcome {
+        let mut here: Vec<(usize, usize, u8, Vec<u8>)> = Vec::new();
+        let mut wrong: Option<u8> = None;
+        for key in 0..12u8 {
+            let mut all = Vec::new();
+            for (f, (is_copy, kind, changes)) in frames.iter().enumerate() {
+                for (d, (k, body, time)) in changes.iter().enumerate() {
+                    if *k == key && (*is_copy || *time <= until) {
+                        all.push(((*time, *is_copy, f, d), kind.clone(), vec![b'+', *body]));
+                    }
+                }
+            }
+            all.sort_by_key(|(place, ..)| *place);
+            let found = base.iter().position(|(k, _)| *k == key);
+            let mut body: Option<(usize, usize, Vec<u8>)> = found.map(|i| (0, i, vec![b'b', key]));
+            let mut dangling = false;
+            for ((time, is_copy, f, d), kind, bytes) in all {
+                if found.is_some_and(|i| time <= base[i].1 && !is_copy) {
+                    continue;
+                }
+                match (kind, &mut body) {
+                    (Kind::Tombstone, _) => (body, dangling) = (None, false),
+                    (Kind::Patch, Some((.., body))) => body.extend(bytes),
+                    (Kind::Patch, none) => {
+                        // Its place, though its body comes later.
+                        *none = Some((f + 1, d, Vec::new()));
+                        dangling = true;
+                    }
+                    (_, Some((_, _, body))) => (*body, dangling) = (bytes, false),
+                    (_, none) => *none = Some((f + 1, d, bytes)),
+                }
+            }
+            match body {
+                Some(_) if dangling => wrong = wrong.or(Some(key)),
+                Some((f, d, body)) => here.push((f, d, key, body)),
+                None => {}
+            }
+        }
+        match wrong {
+            Some(key) => Err(key),
+            None => {
+                here.sort_by_key(|(f, d, key, _)| if ordered { (*f, *d, 0) } else { (0, 0, *key) });
+                Ok(here.into_iter().map(|(.., key, body)| (key, body)).collect())
+            }
+        }
+    }
+
+    fn overlaid(frames: &[Plain], base: &[(u8, u64)], ordered: bool, until: u64, memory: usize) -> Outcome {
+        let keys = HashKeys::derive(&[3; 32]);
+        let mut changes = Changes::new(keys.clone(), memory, tempfile::tempfile);
+        for layers in [false, true] {
+            for (number, (is_copy, kind, all)) in frames.iter().enumerate().filter(|(_, f)| f.0 == layers) {
+                let frame = frame(kind.clone(), all);
+                match is_copy {
+                    true => changes.add_layer_frame(number as u32, &frame, at(all.first().map_or(0, |c| c.2))).unwrap(),
+                    false => changes.add_log_frame(number as u32, &frame, 0, until).unwrap(),
+                }
+            }
+        }
+        let mut overlay = changes.finish().unwrap();
+        let mut here: Vec<(u8, Vec<u8>)> = Vec::new();
+        let body_at = |spot: Spot| vec![b'+', frames[spot.frame as usize].2[spot.doc as usize].1];
+        for (key, read) in base {
+            match overlay.fate(keys.key(&id(), &Kind::Document, &[*key]), &[*key], at(*read), ordered).unwrap() {
+                Fate::Kept => here.push((*key, vec![b'b', *key])),
+                Fate::Dropped => {}
+                Fate::Becomes { start, patches } => {
+                    let start = start.map_or(vec![b'b', *key], body_at);
+                    here.push((*key, overlay.apply(patches, &start, Some(&Append)).unwrap().into_owned()));
+                    overlay.take(patches);
+                }
+            }
+        }
+        let mut rest = Vec::new();
+        let given = overlay.rest(|place, start, patches| {
+            let mut bytes = Vec::new();
+            patches.write(&mut bytes);
+            assert_eq!(Patches::read(&bytes), Some(patches));
+            rest.push((place, start, patches));
+            Ok(())
+        });
+        if let Err(e) = given {
+            assert_eq!(e.kind(), ErrorKind::Corrupt);
+            let key = e.message().split("document ").nth(1).unwrap().as_bytes()[0];
+            return Err(key);
+        }
+        rest.sort_by_key(|(place, ..)| *place);
+        for (_, start, patches) in rest {
+            let body = overlay.apply(patches, &body_at(start), Some(&Append)).unwrap().into_owned();
+            here.push((frames[start.frame as usize].2[start.doc as usize].0, body));
+        }
+        if !ordered {
+            here.sort();
+        }
+        Ok(here)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+        #[test]
+        fn documents_become_what_their_changes_make_of_them(
+            frames in frames(),
+            base in proptest::collection::btree_map(0..12u8, 0..15u64, 0..10),
+            ordered: bool,
+            until in prop_oneof![3 => Just(100u64), 1 => 0..30u64],
+        ) {
+            let base: Vec<(u8, u64)> = base.into_iter().collect();
+            let expected = expected(&frames, &base, ordered, until);
+            for memory in [0, 600, 1 << 20] {
+                let got = overlaid(&frames, &base, ordered, until, memory);
+                match &expected {
+                    // Which of several is named is not told by the keys' order.
+                    Err(_) => prop_assert!(got.is_err()),
+                    Ok(_) => prop_assert_eq!(&got, &expected, "with {} bytes", memory),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn changes_that_are_not_understood_are_refused() {
+        let mut changes = Changes::new(HashKeys::derive(&[3; 32]), 1 << 20, tempfile::tempfile);
+        let mut without_times = frame(Kind::Document, &[(1, 1, 1)]);
+        without_times.times.clear();
+        assert_eq!(changes.add_log_frame(0, &without_times, 0, 9).unwrap_err().kind(), ErrorKind::Corrupt);
+        changes.add_log_frame(0, &frame(Kind::Patch, &[(1, 1, 5)]), 0, 9).unwrap();
+        let mut overlay = changes.finish().unwrap();
+        let hash = HashKeys::derive(&[3; 32]).key(&id(), &Kind::Document, &[1]);
+        let Fate::Becomes { start: None, patches } = overlay.fate(hash, &[1], at(1), false).unwrap() else { panic!() };
+        let error = overlay.apply(patches, b"body", None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        // Another key with the same hash has not changed.
+        assert!(overlay.may_hold(hash));
+        assert_eq!(overlay.fate(hash, &[2], at(1), false).unwrap(), Fate::Kept);
+    }
 }

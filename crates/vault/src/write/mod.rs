@@ -1,6 +1,7 @@
 //! Writing a point: from batches to objects.
 
 mod alive;
+mod chain;
 mod contents;
 mod filters;
 mod known;
@@ -9,4 +10,5 @@ mod run;
 
 pub(crate) use alive::ACTIVE;
 pub(crate) use contents::Place;
+pub(crate) use filters::FilterBuilder;
 pub use run::{BackupOptions, PointDetails, Run, WriteOutcome};

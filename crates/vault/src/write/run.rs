@@ -1,23 +1,25 @@
-//! One backup into a vault, from its start to its committed point.
+//! One backup into a vault: its start, and what is written.
 
+mod commit;
+
+use crate::checks;
 use crate::crypto::Audience;
-use crate::hash::Digest;
-use crate::manifest::{
-    Catalog, CatalogEntry, Contents, FilterRef, Layer, LayerCollection, LayerRef, Manifest, SourceInfo, Totals,
-};
+use crate::log::{Chain, Listed};
+use crate::manifest::{CatalogEntry, FilterRef, Manifest, SourceInfo};
 use crate::name::{ObjectKind, PointName};
 use crate::objects::{ObjectWriter, blocking};
+use crate::points;
 use crate::prune;
 use crate::read::Segments;
 use crate::segment::{Draft, SegmentEntry};
 use crate::storage::Storage;
 use crate::vault::Inner;
 use crate::write::alive::Alive;
+use crate::write::chain::ChainBase;
 use crate::write::contents::{KnownContents, RunContents};
 use crate::write::filters::FilterBuilder;
 use crate::write::known::{self, Compared, KNOWN_MAX, KnownSpace, OldLayer};
-use crate::write::packer::{Packer, Placement, Placements, Sizes};
-use crate::{points, signed};
+use crate::write::packer::{Packer, Sizes};
 use futures::TryStreamExt;
 use model::limits::{LAYERS_MAX, SEGMENT_TARGET};
 use model::{
@@ -80,22 +82,25 @@ pub struct PointDetails {
 /// next run finds and uses them, a prune removes them.
 #[derive(Debug)]
 pub struct Run {
-    vault: Arc<Inner>,
-    id: String,
+    pub(super) vault: Arc<Inner>,
+    pub(super) id: String,
     source: SourceInfo,
     losses: Vec<Loss>,
-    tag: String,
+    pub(super) tag: String,
     started: i64,
-    options: BackupOptions,
-    previous: Option<(PointName, Manifest)>,
+    pub(super) options: BackupOptions,
+    pub(super) previous: Option<(PointName, Manifest)>,
     /// Layers of the previous point that this one builds on; empty if everything is stored.
     base: Vec<OldLayer>,
+    /// What the change log builds on, if it can build on the previous point.
+    pub(super) chain_base: Option<ChainBase>,
+    pub(super) chain: Mutex<Option<Chain>>,
     known_segments: Arc<HashMap<String, SegmentEntry>>,
     hash_lists: Segments,
     known_collections: HashSet<CollectionId>,
-    writer: Arc<ObjectWriter>,
+    pub(super) writer: Arc<ObjectWriter>,
     contents: Arc<RunContents>,
-    alive: Alive,
+    pub(super) alive: Alive,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
 }
@@ -117,8 +122,16 @@ struct State {
     changed: u64,
     deleted: u64,
     raw: u64,
+    /// What was read without a time of its own was read at this one.
+    scanned: Option<EngineTime>,
     /// The least time that anything was read at.
     earliest: Option<EngineTime>,
+    /// The greatest.
+    latest: Option<EngineTime>,
+    /// Whether something was left out, as it is unchanged, that was read at the least time.
+    left_out: bool,
+    /// Whether that least time was not the least after all.
+    uneven: bool,
 }
 
 #[derive(Debug)]
@@ -141,6 +154,14 @@ struct SealedSegment {
     is_hashes: bool,
 }
 
+impl State {
+    fn note_read(&mut self, time: EngineTime) {
+        self.uneven |= self.left_out && self.earliest.is_some_and(|e| time < e);
+        self.earliest = Some(self.earliest.map_or(time, |e| e.min(time)));
+        self.latest = Some(self.latest.map_or(time, |l| l.max(time)));
+    }
+}
+
 impl Run {
     pub(crate) async fn start(
         vault: Arc<Inner>,
@@ -154,8 +175,9 @@ impl Run {
         // First the sign of life, then the look at what a prune means to remove: a prune does it
         // the other way round, so one of the two sees the other.
         let alive = Alive::start(vault.storage.clone(), vault.seams.clock.clone(), &id).await?;
-        let doomed = prune::doomed(&vault.storage).await?;
-        let history = points::list(&vault).await?;
+        let mut doomed = prune::doomed(&vault.storage).await?;
+        // What a check has found damaged is no better than absent: its content is stored anew.
+        doomed.extend(checks::damaged(&vault).await?);
         let source = SourceInfo {
             engine: description.engine.clone(),
             identity: description.identity.clone(),
@@ -166,11 +188,14 @@ impl Run {
         // A name given by the user is the source's identity in this vault, so that it can move.
         let identity = options.name.as_ref().map_or_else(|| source.identity.clone(), |n| format!("as:{n}"));
         let tag = objects.keys.source_tag(&source.engine.0, &identity);
+        let mut log = Vec::new();
+        let of_source = |listed: Listed| log.extend((listed.name.source == tag).then_some(listed));
+        let history = points::list_with_log(&vault, of_source).await?;
         let previous = match points::newest_of(&history, &tag) {
             Some(name) => Some((name.clone(), points::read(&vault, name).await?)),
             None => None,
         };
-        vault.check_newest(&tag, &history)?;
+        vault.check_newest(&tag, &history).await?;
         let mut base = Vec::new();
         let mut trusted = HashSet::new();
         let mut known_segments = HashMap::new();
@@ -198,11 +223,18 @@ impl Run {
         let increments: u64 = base.iter().skip(1).map(|l| l.reference.raw).sum();
         let first = base.first().map_or(0, |l| l.reference.raw);
         let grown = base.len() >= LAYERS_MAX || increments > first / 2 + SEGMENT_TARGET as u64;
+        let chain_base = match &previous {
+            Some((_, manifest)) if reusable => ChainBase::load(&vault, manifest, log, is_doomed).await?,
+            _ => None,
+        };
         let mut known_collections = HashSet::new();
-        if options.full || !options.compare || !reusable || grown {
+        // Without hashes of all that a layer holds, what is gone could not be told.
+        let is_hashed = |l: &OldLayer| l.layer.collections.is_empty() || !l.layer.hash_collections.is_empty();
+        if options.full || !options.compare || !reusable || grown || !base.iter().all(is_hashed) {
             base.clear();
         } else if let Some((_, manifest)) = &previous {
-            let catalog = points::catalog(&vault, manifest).await?;
+            // A collection that came after the scan has nothing to be compared with.
+            let catalog = points::scanned_catalog(&vault, manifest).await?;
             known_collections = catalog.collections.into_iter().map(|c| c.info.id).collect();
         }
         let hash_lists = Segments::new(objects.clone());
@@ -224,6 +256,8 @@ impl Run {
             options,
             previous,
             base,
+            chain_base,
+            chain: Mutex::default(),
             known_segments: Arc::new(known_segments),
             hash_lists,
             known_collections,
@@ -302,10 +336,18 @@ impl Run {
     /// for engines that cannot keep one time for a whole scan.
     pub async fn read_at(&self, id: &CollectionId, time: EngineTime) {
         let mut state = self.state.lock().await;
-        state.earliest = Some(state.earliest.map_or(time, |e| e.min(time)));
+        state.note_read(time);
         if let Some(number) = state.index.get(id).copied() {
             state.collections[number].read = Some(time);
         }
+    }
+
+    /// What is written from now on without a time of its own is read at this engine time: needed
+    /// before anything is written where the point's time is to be later, as changes follow the scan.
+    pub async fn scanned_at(&self, time: EngineTime) {
+        let mut state = self.state.lock().await;
+        state.note_read(time);
+        state.scanned = Some(time);
     }
 
     /// Writes a batch, or what is new of it.
@@ -325,6 +367,10 @@ impl Run {
             Some(spaces) => spaces.get_mut(space),
             None => None,
         };
+        let read = collection.read.or(state.scanned);
+        // Changes since the least time count for what is left out. So what was read later, after
+        // some of them, must be there with its own time.
+        let comparable = read <= state.earliest;
         let prefix = keys.key_prefix(&batch.collection, &batch.kind);
         let mut kept_hashes = self.options.compare.then(|| HashList::new(&batch));
         for i in 0..batch.len() {
@@ -355,11 +401,18 @@ impl Run {
                     state.hashes.discard(&info.id);
                     return Ok(WriteOutcome::ReadAgain);
                 }
+                if compared == Compared::Same && comparable {
+                    state.left_out = true;
+                    continue;
+                }
                 if compared == Compared::Same {
+                    state.packer.push(&batch, i, key_hash, read)?;
+                    state.raw += batch.body_of(i).len() as u64;
+                    collection.wrote = true;
                     continue;
                 }
             }
-            state.packer.push(&batch, i, key_hash, collection.read)?;
+            state.packer.push(&batch, i, key_hash, read)?;
             state.raw += batch.body_of(i).len() as u64;
             state.changed += 1;
             collection.counted_changed += 1;
@@ -388,7 +441,9 @@ impl Run {
             for batch in known::gone(keys, &self.hash_lists, &self.base, id, &mut spaces).await? {
                 for i in 0..batch.len() {
                     let key_hash = keys.key(id, &batch.kind, batch.key_of(i));
-                    state.packer.push(&batch, i, key_hash, None)?;
+                    // When each was seen to be gone is not known: at the least time it may still
+                    // have been there, and the log says so.
+                    state.packer.push(&batch, i, key_hash, state.earliest)?;
                     state.hashes.push(&as_list(&batch), i, 0, None)?;
                 }
                 state.deleted += batch.len() as u64;
@@ -503,146 +558,6 @@ impl Run {
         committed
     }
 
-    async fn complete(&self, details: PointDetails) -> Result<(PointName, Manifest)> {
-        let mut state = std::mem::take(&mut *self.state.lock().await);
-        state.packer.finish()?;
-        state.hashes.finish()?;
-        self.store_ready(&mut state).await?;
-        while let Some(done) = state.sealing.join_next().await {
-            self.sealed(&mut state, done).await?;
-        }
-        if !state.filter.is_empty() {
-            let last = std::mem::take(&mut state.filter);
-            state.full.push_back(last);
-        }
-        self.store_filters(&mut state).await?;
-        let contents = self.contents.finish().await?;
-        let mut layers: Vec<Arc<LayerRef>> = self.base.iter().map(|l| l.reference.clone()).collect();
-        if let Some(layer) = self.store_layer(&mut state, contents, details.time).await? {
-            layers.push(Arc::new(layer));
-        }
-        let manifest = self.manifest(state, layers, details).await?;
-        // As at the start, just before the point: first the sign of life, then the look at what a
-        // prune means to remove.
-        self.alive.check()?;
-        self.alive.renew().await?;
-        prune::check_before_commit(&self.vault, &manifest).await?;
-        let name = self.store_point(&manifest).await?;
-        prune::check_after_commit(&self.vault, &name, &manifest).await?;
-        self.vault.keep_newest(&self.tag, &name);
-        Ok((name, manifest))
-    }
-
-    async fn store_layer(&self, state: &mut State, contents: Contents, time: EngineTime) -> Result<Option<LayerRef>> {
-        let whole: Vec<_> = state
-            .collections
-            .iter()
-            .filter(|c| c.whole && !c.discarded && !self.base.is_empty())
-            .map(|c| c.entry.info.id.clone())
-            .collect();
-        let nothing_new = state.collections.iter().all(|c| !c.wrote || c.discarded) && whole.is_empty();
-        if nothing_new && !self.base.is_empty() {
-            return Ok(None);
-        }
-        let missing = || Error::bug("a segment was not stored");
-        let take = |list: &mut Vec<Option<SegmentEntry>>| {
-            std::mem::take(list).into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing)
-        };
-        let layer = Layer {
-            rewound: "layer".into(),
-            run: self.id.clone(),
-            time,
-            segments: take(&mut state.segments)?,
-            collections: in_runs(state.packer.take_placements()),
-            contents,
-            filters: std::mem::take(&mut state.filters),
-            hashes: take(&mut state.hash_segments)?,
-            hash_collections: in_runs(state.hashes.take_placements()),
-        };
-        let stored = self.writer.put_json(ObjectKind::Layer, Audience::Writers, &layer).await?;
-        Ok(Some(LayerRef {
-            object: stored.path,
-            filters: layer.filters,
-            discarded: state.packer.has_discarded(),
-            raw: state.raw,
-            run: self.id.clone(),
-            whole,
-            time,
-            earliest: state.earliest.filter(|e| *e < time),
-        }))
-    }
-
-    async fn manifest(&self, state: State, layers: Vec<Arc<LayerRef>>, details: PointDetails) -> Result<Manifest> {
-        let mut digest = Digest::default();
-        let mut totals = Totals { changed: state.changed, deleted: state.deleted, ..Totals::default() };
-        let mut collections = Vec::with_capacity(state.collections.len());
-        for Collection { entry, .. } in state.collections.into_iter().filter(|c| !c.discarded) {
-            digest.merge(&entry.digest);
-            totals.documents += entry.documents;
-            totals.attachments += entry.attachments;
-            totals.document_bytes += entry.document_bytes;
-            totals.attachment_bytes += entry.attachment_bytes;
-            collections.push(entry);
-        }
-        let catalog = Catalog { losses: self.losses.clone(), collections };
-        // Few collections stand in the point itself, which saves a lookup a request.
-        let small = serde_json::to_vec(&catalog).is_ok_and(|json| json.len() <= 8 << 10);
-        let (catalog, catalog_object) = if small {
-            (Some(catalog), None)
-        } else {
-            let stored = self.writer.put_json(ObjectKind::Catalog, Audience::Writers, &catalog).await?;
-            (None, Some(stored.path))
-        };
-        totals.stored = self.writer.stored();
-        Ok(Manifest {
-            rewound: "point".into(),
-            format: crate::vault_file::FORMAT,
-            run: self.id.clone(),
-            source: self.source.clone(),
-            started: self.started,
-            committed: self.vault.seams.clock.now_millis(),
-            time: details.time,
-            consistency: details.consistency,
-            position: details.position,
-            previous: self.previous.as_ref().map(|(name, _)| name.to_string()),
-            gap: details.gap,
-            layers,
-            catalog,
-            catalog_object,
-            totals,
-            skipped: details.skipped,
-            digest,
-        })
-    }
-
-    async fn store_point(&self, manifest: &Manifest) -> Result<PointName> {
-        let signed = signed::write(self.vault.signing()?, crate::manifest::POINT_CONTEXT, manifest)?;
-        let compressed = crate::objects::compress(&signed, 3)?;
-        let (sealed, _) = self.writer.objects.cipher.seal(Audience::Writers, compressed)?;
-        let name = PointName {
-            source: self.tag.clone(),
-            committed: manifest.committed.max(0) as u64,
-            run: self.id.clone(),
-            stored: *blake3::hash(&sealed).as_bytes(),
-            encrypted: !self.writer.objects.cipher.is_plain(),
-        };
-        // All that the point names must survive a power loss before the point itself can; also the
-        // point before it, whose run may have died between writing and syncing it.
-        if let Some((previous, _)) = &self.previous
-            && self.vault.storage.is_local()
-        {
-            let path = previous.to_string();
-            let stored = self.vault.storage.read(&path).await?;
-            self.vault.storage.create(&path, stored).await?;
-        }
-        self.vault.storage.sync().await?;
-        self.alive.check()?;
-        // Replacing is what never leaves half an object behind; the name is new.
-        self.vault.storage.replace(&name.to_string(), sealed.into()).await?;
-        self.vault.storage.sync().await?;
-        Ok(name)
-    }
-
     /// Gives up: what was stored stays for the next run, no point is made.
     pub async fn abandon(self) -> Result<()> {
         self.state.lock().await.sealing.abort_all();
@@ -685,31 +600,6 @@ fn place(list: &mut Vec<Option<SegmentEntry>>, number: u32, entry: SegmentEntry)
         list.resize_with(number + 1, || None);
     }
     list[number] = Some(entry);
-}
-
-/// Placements as runs of frames.
-fn in_runs(placements: Placements) -> Vec<LayerCollection> {
-    let mut collections: Vec<_> = placements
-        .into_iter()
-        .map(|((id, space), list)| {
-            let mut frames: Vec<(u32, u32, u32)> = Vec::new();
-            let mut read: Vec<(u32, EngineTime)> = Vec::new();
-            for (number, (Placement { segment, frame }, time)) in list.into_iter().enumerate() {
-                match frames.last_mut() {
-                    Some((s, first, count)) if *s == segment && *first + *count == frame => *count += 1,
-                    _ => frames.push((segment, frame, 1)),
-                }
-                if let Some(time) = time
-                    && read.last().is_none_or(|(_, last)| *last != time)
-                {
-                    read.push((number as u32, time));
-                }
-            }
-            LayerCollection { id, space, frames, read }
-        })
-        .collect();
-    collections.sort_by(|a, b| (&a.id, &a.space).cmp(&(&b.id, &b.space)));
-    collections
 }
 
 /// The hashes of a batch's documents, as documents of a hash list: the same kinds and keys, 8 bytes

@@ -1,6 +1,8 @@
 //! A small model of a source, for tests of the vault: states in memory, backed up and read back.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod feed;
+
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
@@ -112,7 +114,7 @@ pub async fn backup(
 
 /// What a point restores, checked against its digests.
 pub async fn restore(vault: &Vault, point: &Point) -> Result<World> {
-    let state = vault.resolve(point, &Selection::default()).await?;
+    let state = vault.resolve(point, &Selection::default(), None).await?;
     let mut world = World::new();
     for collection in state.collections() {
         let mut model = Model { ordered: collection.info.ordered, ..Model::default() };

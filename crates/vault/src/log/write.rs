@@ -1,0 +1,261 @@
+//! Writing one run's chain: flush by flush, many small ones rolled up into one object.
+
+use super::gather::Gather;
+use super::header::LogHeader;
+use super::{Appended, CatalogChange, Flush, seal};
+use crate::frame::ClosedFrame;
+use crate::hash::hex;
+use crate::manifest::{Catalog, LogSpan};
+use crate::name::LogName;
+use crate::objects::blocking;
+use crate::segment;
+use crate::vault::Inner;
+use model::{CollectionId, Encoding, EngineTime, Error, Position, Result};
+use std::collections::HashSet;
+
+/// Raw bytes of flushes that are rolled up into one object (16 MiB), as much as a segment holds.
+const ROLL_RAW: usize = 16 << 20;
+/// Raw bytes of a flush that stays as it is (4 MiB): as an object it is large enough.
+const ALONE_RAW: usize = 4 << 20;
+/// Flushes that are rolled up at the latest.
+const ROLL_FLUSHES: usize = 1000;
+/// Milliseconds after which flushes are rolled up at the latest: an hour.
+const ROLL_MILLIS: i64 = 3_600_000;
+
+/// The chain of one run.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    source: String,
+    run: String,
+    level: i32,
+    /// The time it begins after.
+    pub from: EngineTime,
+    /// The time up to which it is complete.
+    pub time: EngineTime,
+    /// The position at that time.
+    pub position: Position,
+    /// How many flushes it has.
+    pub flushes: u32,
+    /// blake3 of the stored bytes of the last flush.
+    pub last: Option<String>,
+    /// What became of collections.
+    pub catalog: Vec<CatalogChange>,
+    /// Collections with changes.
+    pub touched: HashSet<CollectionId>,
+    /// Puts and patches so far.
+    pub changed: u64,
+    /// Deletions so far.
+    pub deleted: u64,
+    /// Stored bytes so far.
+    pub bytes: u64,
+    encoding: Encoding,
+    roll: Option<Roll>,
+}
+
+/// Flushes that may be rolled up.
+#[derive(Debug)]
+struct Roll {
+    gather: Gather,
+    start: Start,
+    /// The times at which its flushes ended; the last of them is the end.
+    commits: Vec<EngineTime>,
+    end: End,
+    began: i64,
+}
+
+/// Where an object begins.
+#[derive(Debug, Clone)]
+struct Start {
+    first: u32,
+    previous: Option<String>,
+    position: Position,
+    time: EngineTime,
+}
+
+/// Where an object ends.
+#[derive(Debug, Clone)]
+struct End {
+    /// blake3 of the stored bytes of the last flush, if that is not the object itself.
+    hash: Option<String>,
+    position: Position,
+    time: EngineTime,
+}
+
+impl Chain {
+    /// A chain that begins after a position, whose time is `time`.
+    pub fn new(source: &str, run: &str, level: i32, position: &Position, time: EngineTime) -> Chain {
+        Chain {
+            source: source.to_owned(),
+            run: run.to_owned(),
+            level,
+            from: time,
+            time,
+            position: position.clone(),
+            flushes: 0,
+            last: None,
+            catalog: Vec::new(),
+            touched: HashSet::new(),
+            changed: 0,
+            deleted: 0,
+            bytes: 0,
+            encoding: Encoding::Json,
+            roll: None,
+        }
+    }
+
+    /// What a point says of it.
+    pub fn span(&self) -> Option<LogSpan> {
+        let last = self.last.clone()?;
+        Some(LogSpan { run: self.run.clone(), from: self.from, to: self.time, objects: self.flushes, last })
+    }
+
+    /// Whether anything has changed.
+    pub fn has_changes(&self) -> bool {
+        !self.touched.is_empty() || !self.catalog.is_empty()
+    }
+
+    /// Changes a catalog from before the chain.
+    pub fn change(&self, catalog: &mut Catalog) {
+        super::apply(catalog, &self.catalog, |id| self.touched.contains(id));
+    }
+
+    /// Writes one flush, durably. After an error nothing of it counts: it may be given again, alone
+    /// or with what came since.
+    pub async fn append(&mut self, vault: &Inner, flush: &Flush) -> Result<Appended> {
+        self.check(flush)?;
+        let keys = vault.objects()?.keys;
+        let gather = |mut gather: Gather| {
+            flush.changes.iter().try_for_each(|change| gather.push(&keys, change))?;
+            flush.catalog.iter().for_each(|change| gather.push_catalog(change));
+            Ok::<_, Error>(gather)
+        };
+        let flushed = gather(Gather::default())?;
+        let (raw, encoding) = (flushed.raw(), flushed.encoding().unwrap_or(self.encoding));
+        let (encoding, frames) = flushed.finish(encoding)?;
+        let start = Start {
+            first: self.flushes,
+            previous: self.last.clone(),
+            position: self.position.clone(),
+            time: self.time,
+        };
+        let end = End { hash: None, position: flush.to.clone(), time: flush.time };
+        let (name, bytes) = self.store(vault, start.clone(), end.clone(), Vec::new(), encoding, frames).await?;
+        (self.time, self.position, self.encoding) = (flush.time, flush.to.clone(), encoding);
+        self.last = Some(hex(&name.stored));
+        self.flushes += 1;
+        self.count(flush);
+        if raw >= ALONE_RAW {
+            self.roll_up(vault).await;
+        } else {
+            let now = vault.seams.clock.now_millis();
+            let Roll { gather: before, start, mut commits, began, .. } = self.roll.take().unwrap_or_else(|| Roll {
+                gather: Gather::default(),
+                start,
+                commits: Vec::new(),
+                end: end.clone(),
+                began: now,
+            });
+            commits.push(end.time);
+            let end = End { hash: self.last.clone(), ..end };
+            let roll = Roll { gather: gather(before)?, start, commits, end, began };
+            let old = now - began >= ROLL_MILLIS;
+            let due = roll.gather.raw() >= ROLL_RAW || roll.commits.len() >= ROLL_FLUSHES || old;
+            self.roll = Some(roll);
+            if due {
+                self.roll_up(vault).await;
+            }
+        }
+        Ok(Appended { object: name.to_string(), bytes })
+    }
+
+    /// Readers leave out what lies outside of an object's times, so nothing may.
+    fn check(&self, flush: &Flush) -> Result<()> {
+        let times = flush.changes.iter().flat_map(|c| &c.times).chain(flush.catalog.iter().map(|(.., time)| time));
+        let outside = |time: EngineTime| time.order <= self.time.order || time.order > flush.time.order;
+        let wrong = times.copied().find(|time| outside(*time));
+        if flush.time.order < self.time.order || wrong.is_some() {
+            return Err(Error::bug(format!(
+                "a flush from {} to {} has a change of {}",
+                self.time,
+                flush.time,
+                wrong.unwrap_or(flush.time)
+            )));
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, flush: &Flush) {
+        for change in &flush.changes {
+            let counter = if change.batch.kind.is_tombstone() { &mut self.deleted } else { &mut self.changed };
+            *counter += change.batch.len() as u64;
+            if !change.batch.is_empty() && !self.touched.contains(&change.batch.collection) {
+                self.touched.insert(change.batch.collection.clone());
+            }
+        }
+        self.catalog.extend(flush.catalog.iter().cloned());
+    }
+
+    /// Writes the flushes since the last rolled object as one. That it fails harms nothing, as the
+    /// flushes stay.
+    pub async fn roll_up(&mut self, vault: &Inner) {
+        let Some(roll) = self.roll.take().filter(|r| r.commits.len() > 1) else { return };
+        let Roll { gather, start, mut commits, end, .. } = roll;
+        commits.pop();
+        let result = match gather.finish(self.encoding) {
+            Ok((encoding, frames)) => self.store(vault, start, end, commits, encoding, frames).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = result {
+            tracing::warn!("rolling up the change log failed: {e}");
+        }
+    }
+
+    /// Stores an object, durably. `commits` are the ends of its flushes but the last.
+    async fn store(
+        &mut self,
+        vault: &Inner,
+        start: Start,
+        end: End,
+        commits: Vec<EngineTime>,
+        encoding: Encoding,
+        frames: Vec<ClosedFrame>,
+    ) -> Result<(LogName, u64)> {
+        let (source, run) = (self.source.clone(), self.run.clone());
+        let (first, last) = (start.first, start.first + commits.len() as u32);
+        let header = LogHeader {
+            rewound: "log".into(),
+            format: crate::vault_file::FORMAT,
+            source: source.clone(),
+            run: run.clone(),
+            first,
+            last,
+            previous: start.previous,
+            ends: end.hash,
+            from: start.position,
+            to: end.position,
+            from_time: start.time,
+            to_time: end.time,
+            commits,
+            written: vault.seams.clock.now_millis(),
+            frames: Vec::new(),
+        };
+        let (cipher, signing, level) = (vault.objects()?.cipher, vault.signing()?.clone(), self.level);
+        let age = if cipher.is_plain() { "" } else { ".age" };
+        let stored = blocking(move || seal::seal(header, encoding, frames, level, &signing, &cipher)).await?;
+        let name = LogName {
+            source,
+            run,
+            first,
+            last,
+            from: start.time.millis.max(0) as u64,
+            to: end.time.millis.max(0) as u64,
+            stored: *blake3::hash(&stored).as_bytes(),
+            endings: format!("{}.zst{age}", segment::ending(encoding)),
+        };
+        let bytes = stored.len() as u64;
+        vault.storage.create(&name.to_string(), stored.into()).await?;
+        vault.storage.sync().await?;
+        self.bytes += bytes;
+        Ok((name, bytes))
+    }
+}
