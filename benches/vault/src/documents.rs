@@ -4,7 +4,6 @@
 use bytes::{Bytes, BytesMut};
 use model::limits::{BATCH, BATCH_DOCUMENTS};
 use model::{Batch, CollectionId, Doc, Encoding, Kind};
-use std::ops::Range;
 
 /// What kind of documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,19 +43,22 @@ pub fn key(number: u64) -> String {
     format!("{:016x}{:08x}", dice.roll(), number as u32)
 }
 
-/// Documents of a range of numbers in batches, as sources give them: folders with keys beside the
+/// Documents of some numbers in batches, as sources give them: folders with keys beside the
 /// documents, databases that speak BSON with keys inside.
-pub fn batches(form: Form, numbers: Range<u64>, version: impl Fn(u64) -> u64) -> impl Iterator<Item = Batch> {
-    let mut next = numbers.start;
+pub fn batches(
+    form: Form,
+    numbers: impl IntoIterator<Item = u64>,
+    version: impl Fn(u64) -> u64,
+) -> impl Iterator<Item = Batch> {
+    let mut numbers = numbers.into_iter().peekable();
     let words = Words::new();
     std::iter::from_fn(move || {
-        if next == numbers.end {
-            return None;
-        }
+        numbers.peek()?;
         let mut body = BytesMut::with_capacity(BATCH + 4096);
         let mut docs = Vec::new();
         let mut keys = BytesMut::new();
-        while next < numbers.end && body.len() < BATCH && docs.len() < BATCH_DOCUMENTS {
+        while body.len() < BATCH && docs.len() < BATCH_DOCUMENTS {
+            let Some(next) = numbers.next() else { break };
             let start = body.len() as u32;
             let mut out = Vec::new();
             let key_at = write(&mut out, form, &words, next, version(next)) as u32;
@@ -69,7 +71,6 @@ pub fn batches(form: Form, numbers: Range<u64>, version: impl Fn(u64) -> u64) ->
                 body.extend_from_slice(b"\n");
             }
             docs.push(doc);
-            next += 1;
         }
         let keys = (form != Form::Bson).then(|| keys.freeze());
         Some(batch(form, body.freeze(), keys, docs))

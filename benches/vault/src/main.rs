@@ -11,6 +11,7 @@ mod machine;
 mod many;
 mod place;
 mod stream;
+mod time;
 
 use documents::Form;
 use model::{Error, Result};
@@ -64,11 +65,16 @@ async fn run(command: &str, arguments: Arguments) -> Result<Value> {
         "read" => stream::read(&arguments).await,
         "increments" => increments::run(&arguments).await,
         "find" => find::run(&arguments).await,
+        "time-make" => time::make(&arguments).await,
+        "time-read" => time::read(&arguments).await,
+        "time-make-flushes" => time::make_flushes(&arguments).await,
+        "time-find" => time::find(&arguments).await,
         "many-make" => many::make(&arguments).await,
         "many-points" => many::points(&arguments).await,
         "many-verify" => many::verify(&arguments).await,
         _ => Err(Error::input(
-            "commands: file, compress, write, read, increments, find, many-make, many-points, many-verify",
+            "commands: file, compress, write, read, increments, find, time-make, time-read, time-make-flushes, \
+             time-find, many-make, many-points, many-verify",
         )),
     }
 }

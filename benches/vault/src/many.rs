@@ -116,7 +116,8 @@ pub async fn points(arguments: &Arguments) -> Result<Value> {
 pub async fn verify(arguments: &Arguments) -> Result<Value> {
     let place = Place::new(arguments.get("dir")?);
     let watch = Watch::start();
-    let report = place.open().await?.verify(&VerifyOptions { quick: true }, &|_| {}).await?;
+    let report =
+        place.open().await?.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await?;
     if !report.damages.is_empty() || !report.checked_references {
         return Err(Error::corrupt(format!("{} objects are damaged", report.damages.len())));
     }

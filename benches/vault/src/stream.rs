@@ -69,7 +69,7 @@ pub async fn read(arguments: &Arguments) -> Result<Value> {
     let watch = Watch::start();
     let points = vault.points().await?;
     let point = points.points.last().ok_or_else(|| Error::missing("there is no point"))?;
-    let state = vault.resolve(point, &Selection::default()).await?;
+    let state = vault.resolve(point, &Selection::default(), None).await?;
     let keys = vault.hash_keys()?;
     let mut raw = 0;
     for collection in state.collections() {
