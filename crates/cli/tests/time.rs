@@ -10,9 +10,11 @@ use common::{Host, Ran, ran};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use testkit::mongod::{Mongod, Options};
+use testkit::proxy::Proxy;
 
 /// All documents of a database, sorted, by collection.
 fn all(mongod: &Mongod, database: &str) -> Vec<(String, Vec<Vec<u8>>)> {
@@ -223,6 +225,83 @@ fn a_live_backup_killed_started_again_and_stopped() {
     assert!(restored(&host, &mongod, &[]) == all(&mongod, &name));
     host.read(&["verify", "v"]).ends(0);
     assert_eq!(std::fs::read_dir(host.path("v/active")).map_or(0, Iterator::count), 1, "of the one that was killed");
+}
+
+/// Writes into a database until it is told to stop; every sort of write.
+fn write_until(stop: &AtomicBool, mongod: &Mongod, name: &str, step: &mut i32) {
+    while !stop.load(Ordering::SeqCst) {
+        *step += 1;
+        let (i, key) = (*step, *step * 37 % 3000);
+        let update = doc! { "$set": { format!("f{}", i % 5): i }, "$push": { "list": { "$each": [i], "$slice": -4 } } };
+        let update = doc! { "q": { "_id": key }, "u": update, "upsert": true };
+        mongod.done(name, doc! { "update": "orders", "updates": [update] });
+        mongod.done(name, doc! { "delete": "orders", "deletes": [{ "q": { "_id": key / 2 }, "limit": 1 }] });
+        if i % 100 == 0 {
+            mongod.done(name, doc! { "insert": format!("c{}", i / 100), "documents": [{ "_id": i }] });
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_the_network_and_the_server_fail_under_load() {
+    let mongod = Mongod::start(Options::replica_set());
+    let proxy = Proxy::start(&mongod.host());
+    let name = mongod.database_name();
+    seed(&mongod, &name);
+    let host = Host::ready();
+    let url = format!("mongodb://{}/{name}?directConnection=true", proxy.host());
+    // The first fault may hit the first scan, or what comes right after it.
+    let live = Live::start(&host, &url, &["--flush", "200ms"]);
+    let mut times = Vec::new();
+    let mut step = 0;
+    for fault in 0..10 {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| write_until(&stop, &mongod, &name, &mut step));
+            std::thread::sleep(Duration::from_millis(300));
+            match fault % 5 {
+                0 => proxy.cut(),
+                1 => proxy.cut_after(5000),
+                2 => {
+                    proxy.hold(true);
+                    std::thread::sleep(Duration::from_millis(1500));
+                    proxy.hold(false);
+                }
+                3 => {
+                    proxy.refuse(true);
+                    std::thread::sleep(Duration::from_millis(1500));
+                    proxy.refuse(false);
+                }
+                _ => {}
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            stop.store(true, Ordering::SeqCst);
+        });
+        times.push((now(&mongod), all(&mongod, &name)));
+        if fault % 5 == 4 {
+            // What the server acknowledged to nobody may be gone with it; what it has then counts.
+            mongod.kill();
+            std::thread::sleep(Duration::from_millis(500));
+            mongod.run();
+            mongod.await_primary();
+            times.last_mut().unwrap().1 = all(&mongod, &name);
+        }
+    }
+    set(&mongod, &name, 1_000_000, doc! { "last": true });
+    live.wait_for_write(1_000_000);
+    live.signal("-TERM");
+    let (code, summary) = live.end();
+    assert_eq!((code, &summary["gaps"]), (0, &0.into()), "{summary}");
+    assert!(restored(&host, &mongod, &[]) == all(&mongod, &name));
+    let first = host.run(&["points", "v", "--json"]).ends(0).of("history")[0]["intervals"][0]["from"].clone();
+    let first = first.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_second();
+    let second = |at: &str| at[3..at.find(',').unwrap()].parse::<i64>().unwrap();
+    let mut compared = 0;
+    for (at, there) in times.iter().filter(|(at, _)| second(at) > first) {
+        assert!(restored(&host, &mongod, &["--at", at]) == *there, "at {at}");
+        compared += 1;
+    }
+    assert!(compared > 3, "{compared} of {} times could be compared", times.len());
 }
 
 #[test]
