@@ -227,6 +227,37 @@ fn a_live_backup_killed_started_again_and_stopped() {
     assert_eq!(std::fs::read_dir(host.path("v/active")).map_or(0, Iterator::count), 1, "of the one that was killed");
 }
 
+/// Found by the soak: changes that filled a flush were never written, and held everything up.
+#[test]
+fn changes_that_are_more_than_may_wait_are_stored() {
+    let mongod = Mongod::shared();
+    let name = mongod.database_name();
+    seed(&mongod, &name);
+    let host = Host::ready();
+    host.run(&["backup", &mongod.url_of(&name), "--to", "v"]).ends(0);
+    let fill = |from: i32| {
+        for collection in ["a", "b", "c"] {
+            let documents: Vec<_> = (0..30).map(|i| doc! { "_id": from + i, "x": "y".repeat(500_000) }).collect();
+            mongod.done(&name, doc! { "insert": collection, "documents": documents });
+        }
+    };
+    fill(0);
+    let next = host.run(&["backup", &mongod.url_of(&name), "--to", "v", "--json"]).ends(0);
+    assert_eq!(next.summary()["mode"], "changes");
+    assert!(restored(&host, &mongod, &[]) == all(&mongod, &name));
+
+    let live = Live::start(&host, &mongod.url_of(&name), &[]);
+    for collection in ["a", "b", "c"] {
+        mongod.done(&name, doc! { "drop": collection });
+    }
+    fill(1000);
+    set(&mongod, &name, 5000, doc! { "n": 1 });
+    live.wait_for_write(5000);
+    live.signal("-TERM");
+    assert_eq!(live.end().0, 0);
+    assert!(restored(&host, &mongod, &[]) == all(&mongod, &name));
+}
+
 /// Writes into a database until it is told to stop; every sort of write.
 fn write_until(stop: &AtomicBool, mongod: &Mongod, name: &str, step: &mut i32) {
     while !stop.load(Ordering::SeqCst) {

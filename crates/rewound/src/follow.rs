@@ -120,9 +120,8 @@ impl Taker {
         self.away.is_some() || self.writing.is_some_and(|since| since.elapsed() > STUCK)
     }
 
-    /// When the next flush is due, if nothing is being written.
-    fn due(&self) -> Instant {
-        let now = Instant::now();
+    /// When the next flush is due, if nothing is being written; not before now.
+    fn due(&self, now: Instant) -> Instant {
         if self.gathering.bytes >= FLUSH_BYTES {
             return now;
         }
@@ -455,7 +454,7 @@ impl<'a> Follower<'a> {
             let unsaid = taker.flushed.is_none()
                 || taker.gathering.has_changes()
                 || taker.gathering.mark.as_ref().is_some_and(|m| m.position != taker.sent.position);
-            if !(closing && unsaid) && taker.due() > now {
+            if !(closing && unsaid) && taker.due(now) > now {
                 continue;
             }
             let seen = taker.gathering.seen;
@@ -518,7 +517,7 @@ impl<'a> Follower<'a> {
     /// When something may have to be done, whatever comes.
     fn wake(&self, reopen: Instant, closing: Option<Instant>, goal: &Goal<'_>) -> Instant {
         let now = Instant::now();
-        let due = self.takers.iter().filter(|t| t.goes_on() && t.writing.is_none() && !t.behind).map(Taker::due);
+        let due = self.takers.iter().filter(|t| t.goes_on() && t.writing.is_none() && !t.behind).map(|t| t.due(now));
         let wake = due.chain(closing.map(|at| at + LEAVING)).min().unwrap_or(now + TELL);
         let wake = if reopen > now { wake.min(reopen) } else { wake };
         let deadline = match goal {
