@@ -3,6 +3,7 @@
 //! A live backup is a loop of runs. Each begins where the last one ended, follows the changes for an
 //! hour, and ends with a point; one that must scan (the first one, one after a gap, one whose log has
 //! grown long) ends with the scan. A source without a feed of changes is compared anew every minute.
+//! What a vault no longer needs, above all flushes that were rolled up, is removed beside all this.
 
 use crate::backup::{Destination, VaultOutcome, given_up};
 use crate::events::{Listener, LiveEvent};
@@ -16,8 +17,9 @@ use model::limits::{LIVE_COMPARE, LIVE_POINT};
 use model::{Error, ErrorKind, Gap, Loss, Result, Selection, Source};
 use std::collections::HashMap;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use vault::{Access, BackupOptions, Vault};
+use vault::{Access, BackupOptions, PruneReport, Vault};
 
 /// Pauses after something that may pass.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -83,6 +85,43 @@ struct Place {
     error: Option<Error>,
     /// Whether trying again is of no use.
     is_out: bool,
+    tidying: Tidying,
+}
+
+/// The removal of what a vault no longer needs, again and again, so that days of flushes do not pile
+/// up. It removes no point. What the run needs that goes on beside it stays until the next time.
+#[derive(Default)]
+struct Tidying {
+    last: Option<Instant>,
+    task: Option<JoinHandle<Result<PruneReport>>>,
+    /// Whether it was told that it does not work.
+    told: bool,
+}
+
+impl Tidying {
+    /// Begins, if it is time and the last one is over; gives why that one failed, once.
+    async fn begin(&mut self, vault: &Vault, every: Duration) -> Option<Error> {
+        if self.task.as_ref().is_some_and(|t| !t.is_finished()) || self.last.is_some_and(|at| at.elapsed() < every) {
+            return None;
+        }
+        let failed = match self.task.take() {
+            Some(task) => task.await.ok().and_then(Result::err),
+            None => None,
+        };
+        self.last = Some(Instant::now());
+        let vault = vault.clone();
+        self.task = Some(tokio::spawn(async move { vault.prune().await }));
+        failed.filter(|_| !std::mem::replace(&mut self.told, true))
+    }
+}
+
+impl Drop for Tidying {
+    fn drop(&mut self) {
+        // It may be stopped anywhere.
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
 }
 
 /// Follows a source until the job is stopped, or nothing can be done any more. What a source or a
@@ -103,7 +142,7 @@ pub async fn live(
             Err(error) => (None, Some(error)),
         };
         let is_out = error.as_ref().is_some_and(|e| !may_pass(e));
-        Place { url, vault, point: None, error, is_out }
+        Place { url, vault, point: None, error, is_out, tidying: Tidying::default() }
     });
     let mut live = Live {
         job,
@@ -164,6 +203,7 @@ impl Live<'_> {
     /// One run into each vault; says whether all went well.
     async fn round(&mut self, source: &dyn Source, selection: &Selection) -> Result<bool> {
         self.open_again().await;
+        self.tidy().await;
         if self.places.iter().all(|p| p.is_out) {
             let error = self.places.iter_mut().find_map(|p| p.error.take());
             return Err(error.unwrap_or_else(|| Error::bug("no vault is left, and none failed")));
@@ -245,6 +285,17 @@ impl Live<'_> {
         }
         self.manner.lost = done.lost;
         went_well
+    }
+
+    /// Begins to remove what is no longer needed, in vaults that have a point of this backup.
+    async fn tidy(&mut self) {
+        for place in self.places.iter_mut().filter(|p| p.point.is_some() && !p.is_out && p.error.is_none()) {
+            let Some(vault) = &place.vault else { continue };
+            if let Some(error) = place.tidying.begin(vault, self.how.point).await {
+                let url = &place.url;
+                self.job.note(format!("{url}: what is no longer needed could not be removed: {error}; `rewound prune` does it from a host that may"));
+            }
+        }
     }
 
     /// Opens vaults that could not be opened so far.

@@ -358,7 +358,7 @@ async fn gaps_in_the_middle_of_a_live_backup_are_healed_by_scans() {
         assert!(!report.gaps.is_empty() && report.points > 3, "{report:?}");
         assert!(bench.check_each(&db, 100, 7).await > 20);
         let history = bench.vault.history(&bench.tag().await).await.unwrap();
-        assert_eq!(history.gaps.len(), report.gaps.len(), "{history:?}");
+        assert_eq!(history.gaps, report.gaps, "{history:?}");
     }
 }
 
@@ -409,6 +409,32 @@ async fn a_vault_that_is_away_for_ten_minutes_catches_up_and_holds_up_no_other()
             assert_eq!(bench.at(order).await.unwrap(), db.at(order), "at {order}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn days_of_flushes_do_not_pile_up() {
+    let bench = Bench::new(1).await;
+    let db = Db::new(1);
+    let (job, notes, stop) = live_job();
+    let source = Scripted(db.clone());
+    let how = LiveOptions { point: Duration::from_secs(60), ..LiveOptions::default() };
+    let most = async {
+        let mut most = 0;
+        for _ in 0..24 {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            most = most.max(bench.disk.names("history/").len());
+        }
+        stop.ask();
+        most
+    };
+    let vaults = [&bench.vault];
+    let working = async { tokio::join!(go_live(&job, &source, &vaults, &how), most) };
+    let (report, most) = while_writing(&db, working).await;
+    let report = report.unwrap();
+    assert!(report.points >= 12, "{report:?} {:?}", notes.0.lock().unwrap());
+    // A flush a second for twelve minutes; at any time those of a few points are there, and what they became.
+    assert!((60..300).contains(&most), "{most} objects at once");
+    assert!(bench.check_each(&db, 150, 500).await > 20);
 }
 
 #[tokio::test(start_paused = true)]

@@ -451,6 +451,39 @@ async fn what_a_dead_run_wrote_after_a_hole_does_not_push_out_anything() {
     assert_eq!(seconds(&vault, &first.source, 110).await, (10..=60).collect::<Vec<_>>());
 }
 
+/// What was scanned while the history ended is a state without changes: no prune can have taken any.
+#[tokio::test]
+async fn a_scan_without_changes_is_committed_beside_a_prune_of_changes() {
+    let keys = Keys::new(9);
+    let disk = SimDisk::new(keys.clock.clone());
+    let vault = init(disk.storage(), &keys, true).await.unwrap();
+    follow(&vault, 10, 40, 3, true, None).await;
+    assert!(removed_logs(&vault.prune().await.unwrap()) > 3);
+    let run = vault.start_run(&follower(), BackupOptions { full: true, ..options() }).await.unwrap();
+    let info = info("c", false);
+    run.begin(&info).await.unwrap();
+    for (n, docs) in docs_at(60) {
+        run.read_at(&info.id, second(70 + n)).await;
+        let mut builder = BatchBuilder::new(info.id.clone(), Kind::Document, Encoding::Json);
+        builder.push(&n.to_be_bytes(), docs.to_string().as_bytes());
+        run.write(builder.take()).await.unwrap();
+    }
+    run.end(&info.id).await.unwrap();
+    let details = PointDetails {
+        time: second(80),
+        consistency: Consistency::PerDocument,
+        position: None,
+        gap: None,
+        skipped: Vec::new(),
+    };
+    let (name, _) = run.commit(details).await.unwrap();
+    let policy = Policy { last: Some(1), ..Policy::default() };
+    vault.prune_by(&by(policy)).await.unwrap();
+    let points = vault.points().await.unwrap();
+    let point = points.points.iter().find(|p| p.name == name).unwrap();
+    vault.resolve(point, &Selection::default(), None).await.unwrap();
+}
+
 #[tokio::test]
 async fn flushes_stay_where_what_holds_them_is_damaged() {
     let keys = Keys::new(10);

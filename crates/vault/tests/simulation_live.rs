@@ -439,7 +439,7 @@ async fn run(seed: u64) -> usize {
 
 #[test]
 fn what_is_kept_can_be_restored() {
-    let (found, seeds) = seeds::for_all("simulation_live", 700, run);
+    let (found, seeds) = seeds::for_all("simulation_live", 2000, run);
     let (unannounced, failed) = (found % 1000, found / 1000);
     // Were they common, they would not be the holes they are taken for.
     assert!(unannounced <= 1 + seeds / 200, "{unannounced} unannounced points are broken");

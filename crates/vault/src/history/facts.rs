@@ -38,7 +38,7 @@ impl Facts {
             time: manifest.time,
             base: Base { earliest, greatest },
             log: manifest.log.as_ref().map(|log| (log.from, log.to)),
-            needs_log: manifest.log.is_some() || manifest.scan.is_some(),
+            needs_log: manifest.log.is_some(),
             gap: manifest.gap.clone(),
             source: manifest.source.name.clone(),
         }

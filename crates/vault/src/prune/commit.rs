@@ -44,8 +44,7 @@ async fn is_lost(vault: &Arc<Inner>, tag: &str, manifest: &Manifest) -> Result<b
             }
         }
     }
-    let needs_log = manifest.log.is_some() || manifest.scan.is_some();
-    if needs_log && doomed.logs.contains(tag) {
+    if manifest.log.is_some() && doomed.logs.contains(tag) {
         let log = history::log_table(vault, &format!("{HISTORY}{tag}/log/")).await?;
         let committed = manifest.committed.max(0) as u64;
         let run = manifest.run.clone();
