@@ -1,5 +1,6 @@
 //! CouchDB, PouchDB servers, Cloudant and FullSync as sources and sinks, with the dumps of their tools.
 
+mod attach;
 mod changes;
 mod client;
 mod content;
@@ -13,10 +14,15 @@ mod members;
 mod place;
 mod position;
 mod read;
+mod replace;
 mod rows;
 mod server;
+mod session;
+mod sink;
 mod source;
+mod writer;
 
 pub use place::Place;
 pub use server::{Server, SharedServer};
+pub use sink::CouchSink;
 pub use source::CouchSource;
