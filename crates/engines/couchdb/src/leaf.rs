@@ -28,8 +28,6 @@ pub(crate) struct Attached<'a> {
     pub revpos: u64,
     /// Bytes as stored.
     pub stored: u64,
-    /// Bytes as users see them.
-    pub length: u64,
     /// How the stored bytes are encoded, if they are.
     pub encoding: Option<Cow<'a, str>>,
     /// What it says, in our order of members, `stub` and `follows` left out.
@@ -178,7 +176,6 @@ fn attached<'a>(id: &str, raw: &'a RawValue) -> Result<Vec<Attached<'a>>> {
             digest,
             revpos: number("revpos").unwrap_or(1),
             stored: number("encoded_length").filter(|_| encoding.is_some()).unwrap_or(length),
-            length,
             encoding,
             about: String::from_utf8(about).map_err(|_| bad(&name))?,
             name,

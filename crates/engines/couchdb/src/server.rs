@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// Databases that are asked side by side.
@@ -21,7 +20,6 @@ const AT_ONCE: usize = 100;
 pub struct Server {
     pub(crate) client: Client,
     welcome: OnceCell<Welcome>,
-    lasting: OnceCell<bool>,
 }
 
 /// What the server says of itself.
@@ -66,13 +64,15 @@ impl Info {
         self.purge_seq.as_deref().map(sequence).unwrap_or_default()
     }
 
-    fn start(&self) -> Option<String> {
-        match self.instance_start_time.as_ref()? {
-            Value::String(text) => Some(text.clone()),
-            other => Some(other.to_string()),
-        }
-        // Old servers say this of all databases.
-        .filter(|text| text != "0")
+    /// When the database was made, in seconds. Others give under this name, in smaller units, when the
+    /// server began to serve it, which tells nothing; old servers say 0 of all.
+    fn made(&self) -> Option<String> {
+        let text = match self.instance_start_time.as_ref()? {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let is_seconds = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit());
+        is_seconds.then_some(text)
     }
 }
 
@@ -118,7 +118,7 @@ impl Database {
 impl Server {
     /// The server that a URL names.
     pub fn new(place: Place) -> Result<Server> {
-        Ok(Server { client: Client::new(place)?, welcome: OnceCell::new(), lasting: OnceCell::new() })
+        Ok(Server { client: Client::new(place)?, welcome: OnceCell::new() })
     }
 
     pub(crate) fn place(&self) -> &Place {
@@ -157,23 +157,11 @@ impl Server {
     /// A database; `None` if there is none of this name.
     pub(crate) async fn database(&self, name: &str) -> Result<Option<Database>> {
         let Some(info) = self.info(name).await? else { return Ok(None) };
-        let instance = self.instance(&info).await?;
-        Ok(Some(Database { name: name.to_owned(), instance, info }))
+        Ok(Some(Database { name: name.to_owned(), instance: info.made(), info }))
     }
 
     pub(crate) async fn info(&self, name: &str) -> Result<Option<Info>> {
         self.client.find(&Request::get(segment(name))).await
-    }
-
-    /// The start time of a database, where it lasts. Some servers give the time of asking.
-    async fn instance(&self, info: &Info) -> Result<Option<String>> {
-        let Some(start) = info.start() else { return Ok(None) };
-        let lasting = self.lasting.get_or_try_init(|| async {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            let again = self.info(&info.db_name).await?;
-            Ok::<_, Error>(again.is_some_and(|i| i.start().as_deref() == Some(&start)))
-        });
-        Ok(lasting.await?.then_some(start))
     }
 
     /// The databases of these names; those that are gone are left out.
@@ -182,10 +170,7 @@ impl Server {
         if names.len() > 1
             && let Some(infos) = self.infos(names).await?
         {
-            for (name, info) in infos {
-                let instance = self.instance(&info).await?;
-                all.push(Database { name, instance, info });
-            }
+            all.extend(infos.into_iter().map(|(name, info)| Database { name, instance: info.made(), info }));
             return Ok(all);
         }
         let asking: Vec<_> = names.iter().map(|name| self.database(name)).collect();
