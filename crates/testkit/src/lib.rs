@@ -2,6 +2,7 @@
 //! faults, and generators of hard documents. A dev-dependency only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod captured;
 pub mod documents;
 pub mod faulty;
 pub mod mongod;
@@ -10,3 +11,4 @@ pub mod pouchdb;
 pub mod sink;
 pub mod source;
 pub mod storage;
+pub mod web;
