@@ -39,7 +39,8 @@ fn state(couch: &CouchServer, db: &str) -> Vec<String> {
         let id = row["id"].as_str().unwrap();
         let state = couch.done("GET", &format!("/{db}/{id}?open_revs=all&revs=true&attachments=true"), "");
         // Neither the order of leaves nor that of what is said of an attachment is data.
-        let mut leaves: Vec<_> = state.as_array().unwrap().iter().map(|leaf| sorted(leaf.clone()).to_string()).collect();
+        let mut leaves: Vec<_> =
+            state.as_array().unwrap().iter().map(|leaf| sorted(leaf.clone()).to_string()).collect();
         leaves.sort();
         all.push(leaves.join(","));
     }
@@ -87,12 +88,15 @@ fn a_database_from_the_first_backup_to_the_restore() {
     couch.put_all(&db, &[]);
     let design = format!("/{db}/_design/no?rev=1-e");
     couch.done("DELETE", &design, "");
-    couch.put_all(&db, &[
-        leaf("d7", &["b", "a"], r#""i":700"#),
-        leaf("d8", &["b", "a"], r#""_deleted":true"#),
-        leaf("small", &["g", "f"], r#""_attachments":{"n":{"content_type":"text/plain","data":"d29ybGQ="}}"#),
-        leaf("new", &["a"], r#""n":1"#),
-    ]);
+    couch.put_all(
+        &db,
+        &[
+            leaf("d7", &["b", "a"], r#""i":700"#),
+            leaf("d8", &["b", "a"], r#""_deleted":true"#),
+            leaf("small", &["g", "f"], r#""_attachments":{"n":{"content_type":"text/plain","data":"d29ybGQ="}}"#),
+            leaf("new", &["a"], r#""n":1"#),
+        ],
+    );
     let third = backup(&[]);
     assert!(third.of("summary")[0].to_string().contains("changes"), "{third:?}");
     let after = state(&couch, &db);
@@ -102,7 +106,8 @@ fn a_database_from_the_first_backup_to_the_restore() {
     let to = couch.database_name();
     let into = couch.url(&to);
     let points = host.read(&["points", "v", "--json"]).ends(0).of("point");
-    let oldest = points.iter().map(|p| p["id"].as_str().or(p["point"].as_str()).unwrap().to_owned()).collect::<Vec<_>>();
+    let oldest =
+        points.iter().map(|p| p["id"].as_str().or(p["point"].as_str()).unwrap().to_owned()).collect::<Vec<_>>();
     let ran = host.read(&["restore", "v", "--into", &into, "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
     same(&state(&couch, &to), &after);

@@ -1,5 +1,6 @@
 //! What a URL means: the one table of engines, and how vaults are opened.
 
+use couch::dump::Form;
 use model::{Encoding, Engine, Error, ErrorKind, Patcher, Result, Sink, Source};
 use mongo::dump::{DumpSink, DumpSource};
 use mongo::jobflow::{JobflowSink, JobflowSource, Project};
@@ -71,6 +72,18 @@ const ENGINES: &[Entry] = &[
         target: couchdb_target,
     },
     Entry {
+        scheme: "couchdb-dump",
+        example: "couchdb-dump:FILE",
+        source: |_, path, _| Ok(Arc::new(couch::dump::DumpSource::new(path, Form::CouchdbDump))),
+        target: |_, path, _| Ok(couch_dump(path, Form::CouchdbDump)),
+    },
+    Entry {
+        scheme: "couchbackup",
+        example: "couchbackup:FILE",
+        source: |_, path, _| Ok(Arc::new(couch::dump::DumpSource::new(path, Form::Couchbackup))),
+        target: |_, path, _| Ok(couch_dump(path, Form::Couchbackup)),
+    },
+    Entry {
         scheme: "mongodump",
         example: "mongodump:DIR",
         source: |_, path, _| Ok(Arc::new(DumpSource::new(path))),
@@ -92,7 +105,7 @@ const ENGINES: &[Entry] = &[
 ];
 
 /// Schemes that a path follows, not a host.
-const PATHS: &[&str] = &["folder", "jobflow", "mongodump"];
+const PATHS: &[&str] = &["couchbackup", "couchdb-dump", "folder", "jobflow", "mongodump"];
 
 fn mongodb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
     let server = Arc::new(mongo::Server::new(url, reach.password.clone()));
@@ -115,6 +128,11 @@ fn mongodb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
 
 fn couchdb_server(url: &str, reach: &Reach) -> Result<Arc<couch::Server>> {
     Ok(Arc::new(couch::Server::new(couch::Place::parse(url, reach.password.as_deref())?)?))
+}
+
+fn couch_dump(path: &str, form: Form) -> Target {
+    let (sink, source) = (couch::dump::DumpSink::new(path, form), couch::dump::DumpSource::new(path, form));
+    Target { sink: Arc::new(sink), source: Arc::new(source), folder: None }
 }
 
 fn couchdb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {

@@ -33,7 +33,10 @@ impl Captured {
                 continue;
             }
             let mut inner = match contains(head, b"multipart/related") {
-                true => parts(&boundary(head), body).into_iter().map(|p| split(&p, b"\r\n\r\n").unwrap().1.to_vec()).collect(),
+                true => parts(&boundary(head), body)
+                    .into_iter()
+                    .map(|p| split(&p, b"\r\n\r\n").unwrap().1.to_vec())
+                    .collect(),
                 false => vec![body.to_vec()],
             }
             .into_iter();
@@ -50,8 +53,12 @@ impl Captured {
 
     /// Answers a question as the server did, with the name of the database as the first step of the path.
     pub fn answer(&self, asked: &Asked) -> Answer {
-        let steps: Vec<String> =
-            asked.path.trim_start_matches('/').split('/').map(|s| percent_decode_str(s).decode_utf8().unwrap().into_owned()).collect();
+        let steps: Vec<String> = asked
+            .path
+            .trim_start_matches('/')
+            .split('/')
+            .map(|s| percent_decode_str(s).decode_utf8().unwrap().into_owned())
+            .collect();
         let words: Vec<&str> = steps.iter().map(|s| &**s).collect();
         match (&*asked.method, &words[..]) {
             ("GET", [""]) => Answer::json(

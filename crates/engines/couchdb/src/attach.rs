@@ -108,7 +108,9 @@ impl Writer {
         let mut before = format!("--{boundary}\r\nContent-Type: application/json\r\n\r\n").into_bytes();
         before.extend_from_slice(&json);
         for one in all {
-            before.extend_from_slice(format!("\r\n--{boundary}\r\nContent-Length: {}\r\n", one.attached.stored).as_bytes());
+            before.extend_from_slice(
+                format!("\r\n--{boundary}\r\nContent-Length: {}\r\n", one.attached.stored).as_bytes(),
+            );
             if let Some(encoding) = &one.attached.encoding {
                 before.extend_from_slice(format!("Content-Encoding: {encoding}\r\n").as_bytes());
             }
@@ -135,9 +137,10 @@ impl Writer {
                 .body(reqwest::Body::wrap_stream(stream::iter(pieces).flatten()));
             client.once(built).await.map(drop)
         };
-        client.with_retries(|| async { sending().await.map_err(|e: Failure| e) }).await.map_err(|e| {
-            e.context(format!("writing the attachments of document {}", leaf.id))
-        })
+        client
+            .with_retries(|| async { sending().await.map_err(|e: Failure| e) })
+            .await
+            .map_err(|e| e.context(format!("writing the attachments of document {}", leaf.id)))
     }
 
     /// The revision with its content as text, for servers that take nothing else. They set `revpos` to
@@ -159,10 +162,13 @@ impl Writer {
                     continue;
                 }
                 let about = &one.attached.about;
-                list.push((&*one.attached.name, match at > before {
-                    true => format!("{{{about},\"data\":\"{}\"}}", STANDARD.encode(content(one, source).await?)),
-                    false => format!("{{{about},\"stub\":true}}"),
-                }));
+                list.push((
+                    &*one.attached.name,
+                    match at > before {
+                        true => format!("{{{about},\"data\":\"{}\"}}", STANDARD.encode(content(one, source).await?)),
+                        false => format!("{{{about},\"stub\":true}}"),
+                    },
+                ));
             }
             let ancestor = (*step < generation).then(|| (*step, &ids[(generation - step) as usize..]));
             let mut bulk = Bulk::default();
@@ -184,7 +190,10 @@ fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> 
             is_it
         });
         if found.is_none() {
-            return Err(Error::corrupt(format!("the content of attachment {} of document {} is missing", attached.name, leaf.id)));
+            return Err(Error::corrupt(format!(
+                "the content of attachment {} of document {} is missing",
+                attached.name, leaf.id
+            )));
         }
         all.push(Placed { attached: attached.clone(), from });
     }
@@ -216,7 +225,8 @@ fn with_attachments<'a>(
     ancestor: Option<(u64, &[String])>,
     list: impl Iterator<Item = (&'a str, String)>,
 ) -> Result<Vec<u8>> {
-    let members: Members<'_> = serde_json::from_str(text).map_err(|e| Error::corrupt("a document is no JSON").caused_by(e))?;
+    let members: Members<'_> =
+        serde_json::from_str(text).map_err(|e| Error::corrupt("a document is no JSON").caused_by(e))?;
     let mut out = Vec::with_capacity(text.len() + 256);
     let mut put = |name: &str, value: &[u8]| {
         out.push(if out.is_empty() { b'{' } else { b',' });

@@ -14,8 +14,8 @@ use crate::server::Database;
 use crate::source::CouchSource;
 use futures::StreamExt;
 use model::{
-    AttachmentStore, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime, Following,
-    Gap, Kind, Result, Until,
+    AttachmentStore, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
+    Following, Gap, Kind, Result, Until,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -107,7 +107,8 @@ impl Follower {
             other => other?,
         };
         let there: BTreeSet<&str> = databases.iter().map(|d| &*d.name).collect();
-        let gone: Vec<String> = self.places.databases.keys().filter(|name| !there.contains(&***name)).cloned().collect();
+        let gone: Vec<String> =
+            self.places.databases.keys().filter(|name| !there.contains(&***name)).cloned().collect();
         for name in gone {
             let Some(stand) = self.places.databases.remove(&name) else { continue };
             let time = self.tick();
@@ -161,7 +162,9 @@ impl Follower {
         if stand.seq != database.info.seq() {
             loop {
                 let page = rows::page(&server.client, name, &stand.seq).await?;
-                if database.instance.is_none() && let Some(row) = page.rows.last() {
+                if database.instance.is_none()
+                    && let Some(row) = page.rows.last()
+                {
                     stand.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
                 }
                 if let Some(why) = self.documents(&reader, page.rows).await? {
@@ -201,7 +204,10 @@ impl Follower {
             let rows = ids.into_iter().collect::<BTreeSet<_>>().into_iter().map(|id| Row { id, revs: Vec::new() });
             return self.documents(reader, rows.collect()).await;
         }
-        Ok(Some(format!("{count} documents of {} were purged, and the server no longer knows all of them", database.name)))
+        Ok(Some(format!(
+            "{count} documents of {} were purged, and the server no longer knows all of them",
+            database.name
+        )))
     }
 
     /// Tells what these documents are now.

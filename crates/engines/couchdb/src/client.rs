@@ -158,7 +158,12 @@ impl Client {
     }
 
     /// Sends a request and understands the answer; one that is no whole JSON is asked for again.
-    pub async fn json<T>(&self, request: &Request, limit: usize, read: impl Fn(&Bytes) -> serde_json::Result<T>) -> Result<T> {
+    pub async fn json<T>(
+        &self,
+        request: &Request,
+        limit: usize,
+        read: impl Fn(&Bytes) -> serde_json::Result<T>,
+    ) -> Result<T> {
         self.with_retries(|| async {
             let response = self.once(self.build(request).map_err(Failure::from)?).await?;
             let bytes = self.collect(response, limit).await?;
@@ -176,7 +181,10 @@ impl Client {
     }
 
     /// Tries again what may pass.
-    pub async fn with_retries<T, F: Future<Output = Result<T, Failure>>>(&self, mut what: impl FnMut() -> F) -> Result<T> {
+    pub async fn with_retries<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        mut what: impl FnMut() -> F,
+    ) -> Result<T> {
         let mut pause = PAUSE;
         for number in 1.. {
             let failure = match what().await {
@@ -259,7 +267,8 @@ fn refusal(status: StatusCode, path: &str, text: &[u8]) -> Error {
     let said = said.unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
     let message = format!("the server answers {} to {path}: {said}", status.as_u16());
     match status.as_u16() {
-        401 => Error::credentials(message).hint("put the user into the URL as USER@HOST and give the password with --password-file"),
+        401 => Error::credentials(message)
+            .hint("put the user into the URL as USER@HOST and give the password with --password-file"),
         403 => Error::credentials(message).hint("use a user who is an administrator of the server"),
         404 => Error::missing(message),
         408 | 429 | 500 | 502 | 503 | 504 => {

@@ -24,7 +24,12 @@ struct Wanted {
 }
 
 /// The contents of a document's attachments, one after the other.
-pub(crate) fn stream_of(client: &Client, database: &str, leaves: &[Leaf<'_>], contents: Vec<Content>) -> AttachmentStream {
+pub(crate) fn stream_of(
+    client: &Client,
+    database: &str,
+    leaves: &[Leaf<'_>],
+    contents: Vec<Content>,
+) -> AttachmentStream {
     let wanted = contents.into_iter().filter_map(|content| {
         let found = leaves.iter().find_map(|leaf| {
             let is_it = |digest: &str, bytes: u64| digest == content.digest && bytes == content.bytes;
@@ -55,7 +60,8 @@ struct Reading {
 
 fn one_stream(client: Client, wanted: Wanted) -> AttachmentStream {
     let reading = Reading { client, wanted, open: None, tries: 0, given: 0, skip: 0, hash: Md5::new() };
-    stream::try_unfold(reading, |mut reading| async move { Ok(reading.next().await?.map(|piece| (piece, reading))) }).boxed()
+    stream::try_unfold(reading, |mut reading| async move { Ok(reading.next().await?.map(|piece| (piece, reading))) })
+        .boxed()
 }
 
 impl Reading {
@@ -110,7 +116,8 @@ impl Reading {
         let encoded = self.wanted.content.encoding.is_some();
         let request = Request { accept: Some("*/*"), gzip: encoded, ..Request::get(path) };
         let response = self.client.open(&request).await?;
-        let encoding = response.headers().get(CONTENT_ENCODING).and_then(|v| v.to_str().ok()).filter(|e| *e != "identity");
+        let encoding =
+            response.headers().get(CONTENT_ENCODING).and_then(|v| v.to_str().ok()).filter(|e| *e != "identity");
         if encoding != self.wanted.content.encoding.as_deref() {
             return Err(Error::new(
                 ErrorKind::Unsupported,

@@ -71,7 +71,11 @@ pub(crate) struct Content {
 pub(crate) fn contents(leaves: &[Leaf<'_>]) -> Vec<Content> {
     let all = leaves.iter().flat_map(|leaf| &leaf.attachments);
     let mut all: Vec<Content> = all
-        .map(|a| Content { digest: a.digest.to_string(), bytes: a.stored, encoding: a.encoding.as_ref().map(|e| e.to_string()) })
+        .map(|a| Content {
+            digest: a.digest.to_string(),
+            bytes: a.stored,
+            encoding: a.encoding.as_ref().map(|e| e.to_string()),
+        })
         .collect();
     all.sort();
     all.dedup();

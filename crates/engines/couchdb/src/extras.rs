@@ -88,8 +88,11 @@ async fn local(server: &Server, database: &str) -> Result<[Option<Vec<u8>>; 2]> 
     }
     let mut closed = lists.into_iter().map(|mut list| {
         if list.len() > limits::DOCUMENT_MAX {
-            return Err(Error::unsupported(format!("the _local documents of {database} have more than {} bytes", limits::DOCUMENT_MAX))
-                .hint("remove checkpoints of replications that are no more"));
+            return Err(Error::unsupported(format!(
+                "the _local documents of {database} have more than {} bytes",
+                limits::DOCUMENT_MAX
+            ))
+            .hint("remove checkpoints of replications that are no more"));
         }
         if !list.is_empty() {
             list.push(b']');

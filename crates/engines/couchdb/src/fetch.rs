@@ -60,7 +60,8 @@ impl Fetched {
         let texts = self.places[i].iter().map(|(answer, start, end)| &self.answers[*answer][*start..*end]);
         texts
             .map(|text| {
-                let text = std::str::from_utf8(text).map_err(|e| Error::corrupt("a document is no text").caused_by(e))?;
+                let text =
+                    std::str::from_utf8(text).map_err(|e| Error::corrupt("a document is no text").caused_by(e))?;
                 Leaf::parse(text, without)
             })
             .collect()
@@ -171,7 +172,8 @@ fn found(bytes: &[u8], rows: &[Row]) -> serde_json::Result<Vec<Vec<(usize, usize
         let number = match rows.get(at).filter(|row| row.id == one.id.0) {
             Some(_) => at,
             None => {
-                let numbers = numbers.get_or_insert_with(|| rows.iter().enumerate().map(|(i, r)| (&*r.id, i)).collect());
+                let numbers =
+                    numbers.get_or_insert_with(|| rows.iter().enumerate().map(|(i, r)| (&*r.id, i)).collect());
                 match numbers.get(&*one.id.0) {
                     Some(number) => *number,
                     None => continue,
@@ -201,7 +203,9 @@ async fn open(client: &Client, database: &str, id: &str) -> Result<Bytes> {
 fn opened(bytes: &[u8]) -> Result<Vec<(usize, usize)>> {
     let bad = |e: serde_json::Error| crate::client::garbled("open_revs", &e);
     let revs: Vec<OneRev<'_>> = match bytes.first() {
-        Some(b'{') => serde_json::from_slice::<Answer<'_>>(bytes).map_err(bad)?.results.into_iter().flat_map(|r| r.docs).collect(),
+        Some(b'{') => {
+            serde_json::from_slice::<Answer<'_>>(bytes).map_err(bad)?.results.into_iter().flat_map(|r| r.docs).collect()
+        }
         _ => serde_json::from_slice(bytes).map_err(bad)?,
     };
     Ok(revs.iter().filter_map(|d| d.ok).map(|ok| place(bytes, ok.get())).collect())

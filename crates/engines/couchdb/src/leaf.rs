@@ -34,18 +34,19 @@ pub(crate) struct Attached<'a> {
     pub about: String,
 }
 
-/// What servers add to say where the content is.
-const PLACES: &[&str] = &["stub", "follows", "data"];
+/// What servers and dumps add to say where the content is.
+const PLACES: &[&str] = &["stub", "follows", "data", "contentType", "stored"];
 
 impl<'a> Leaf<'a> {
     /// Understands what a server or a dump gave; with `without`, attachments are left out.
     pub fn parse(raw: &'a str, without: bool) -> Result<Leaf<'a>> {
-        let members: Members<'a> = serde_json::from_str(raw)
-            .map_err(|e| Error::corrupt(format!("a document is no JSON object: {e}")))?;
+        let members: Members<'a> =
+            serde_json::from_str(raw).map_err(|e| Error::corrupt(format!("a document is no JSON object: {e}")))?;
         let (Some(id), Some(rev)) = (members.text("_id"), members.text("_rev")) else {
             return Err(Error::corrupt("a document has no _id or no _rev"));
         };
-        generation(&rev).ok_or_else(|| Error::corrupt(format!("document {id} has the revision {rev}, which is none")))?;
+        generation(&rev)
+            .ok_or_else(|| Error::corrupt(format!("document {id} has the revision {rev}, which is none")))?;
         let deleted = members.get("_deleted").is_some_and(|v| v.get() == "true");
         let attachments = match members.get("_attachments") {
             Some(raw) if !without => attached(&id, raw)?,
@@ -220,7 +221,12 @@ mod tests {
 
     #[test]
     fn leaves_are_ranked_as_the_server_does() {
-        let leaf = |rev: &str, deleted| Leaf::parse(&format!(r#"{{"_id":"a","_rev":"{rev}","_deleted":{deleted}}}"#), false).unwrap().text.into_owned();
+        let leaf = |rev: &str, deleted| {
+            Leaf::parse(&format!(r#"{{"_id":"a","_rev":"{rev}","_deleted":{deleted}}}"#), false)
+                .unwrap()
+                .text
+                .into_owned()
+        };
         let texts = [leaf("2-b", false), leaf("10-a", false), leaf("11-c", true), leaf("2-a", false)];
         let mut leaves: Vec<_> = texts.iter().map(|t| Leaf::parse(t, false).unwrap()).collect();
         leaves.sort_by(Leaf::rank);
@@ -230,7 +236,14 @@ mod tests {
 
     #[test]
     fn what_is_no_revision_is_refused() {
-        for bad in ["[]", "{}", r#"{"_id":"a"}"#, r#"{"_id":"a","_rev":"x"}"#, r#"{"_id":"a","_rev":"0-x"}"#, r#"{"_id":"a","_rev":"1-x","_attachments":{"a":1}}"#] {
+        for bad in [
+            "[]",
+            "{}",
+            r#"{"_id":"a"}"#,
+            r#"{"_id":"a","_rev":"x"}"#,
+            r#"{"_id":"a","_rev":"0-x"}"#,
+            r#"{"_id":"a","_rev":"1-x","_attachments":{"a":1}}"#,
+        ] {
             assert_eq!(Leaf::parse(bad, false).unwrap_err().kind(), model::ErrorKind::Corrupt, "{bad}");
         }
     }

@@ -5,6 +5,7 @@ mod changes;
 mod client;
 mod content;
 mod document;
+pub mod dump;
 mod error;
 mod extras;
 mod fetch;

@@ -25,7 +25,8 @@ impl Place {
             Error::input(format!("the URL of the CouchDB server {why}"))
                 .hint("write it as couchdb+https://USER@HOST:PORT/DATABASE, or without DATABASE for all databases")
         };
-        let plain = url.strip_prefix("couchdb+").ok_or_else(|| bad("does not begin with couchdb+http or couchdb+https"))?;
+        let plain =
+            url.strip_prefix("couchdb+").ok_or_else(|| bad("does not begin with couchdb+http or couchdb+https"))?;
         let mut base = Url::parse(plain).map_err(|e| bad(&format!("is wrong: {e}")))?;
         if base.host_str().is_none_or(str::is_empty) || !matches!(base.scheme(), "http" | "https") {
             return Err(bad("names no host"));

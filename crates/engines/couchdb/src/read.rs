@@ -13,8 +13,8 @@ use crate::rows::{self, Row};
 use crate::server::Server;
 use futures::stream::{self, TryStreamExt};
 use model::{
-    AttachmentRef, AttachmentStore, Batch, BatchBuilder, CollectionId, Encoding, Error, ErrorKind, Kind, Result, ScanItem,
-    Selection, Skipped, limits,
+    AttachmentRef, AttachmentStore, Batch, BatchBuilder, CollectionId, Encoding, Error, ErrorKind, Kind, Result,
+    ScanItem, Selection, Skipped, limits,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -159,7 +159,13 @@ impl Reader {
         Ok(Read { body: Some(body), attached })
     }
 
-    async fn attached(&self, leaves: &[Leaf<'_>], contents: Vec<Content>, body: &[u8], stores: bool) -> Result<Attached> {
+    async fn attached(
+        &self,
+        leaves: &[Leaf<'_>],
+        contents: Vec<Content>,
+        body: &[u8],
+        stores: bool,
+    ) -> Result<Attached> {
         let about = about(&leaves[0].id, &contents, body)?;
         let fits = inline::fits(&contents);
         if !fits && !stores {

@@ -21,7 +21,11 @@ pub(crate) fn scratch_name(target: &str) -> String {
 }
 
 /// Deletes the old database and writes it anew.
-pub(crate) async fn put_in_place(server: &Arc<Server>, target: &Target, store: &Arc<dyn AttachmentStore>) -> Result<()> {
+pub(crate) async fn put_in_place(
+    server: &Arc<Server>,
+    target: &Target,
+    store: &Arc<dyn AttachmentStore>,
+) -> Result<()> {
     let (scratch, name) = (&target.writer.database, &target.planned.target);
     let keep = |e: Error, more: &str| {
         let hint = format!("everything is in the database {scratch}{more}");

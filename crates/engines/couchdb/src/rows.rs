@@ -65,10 +65,7 @@ impl Page {
 /// end of a page.
 pub(crate) async fn page(client: &Client, database: &str, since: &str) -> Result<Page> {
     let since = utf8_percent_encode(since, NON_ALPHANUMERIC);
-    let path = format!(
-        "{}/_changes?style=all_docs&limit={PAGE}&seq_interval={PAGE}&since={since}",
-        segment(database)
-    );
+    let path = format!("{}/_changes?style=all_docs&limit={PAGE}&seq_interval={PAGE}&since={since}", segment(database));
     client.json(&Request::get(path), ANSWER_MAX, |bytes| Page::parse(bytes)).await
 }
 

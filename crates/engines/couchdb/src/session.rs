@@ -8,8 +8,8 @@ use crate::server::Server;
 use crate::writer::Writer;
 use async_trait::async_trait;
 use model::{
-    AttachmentRef, AttachmentStore, Batch, CollectionId, CollectionInfo, ContentDigest, Error, ErrorKind, IfExists, Kind, Leftovers,
-    PlannedCollection, RestoreReport, Result, SinkSession,
+    AttachmentRef, AttachmentStore, Batch, CollectionId, CollectionInfo, ContentDigest, Error, ErrorKind, IfExists,
+    Kind, Leftovers, PlannedCollection, RestoreReport, Result, SinkSession,
 };
 use reqwest::Method;
 use serde_json::Value;
@@ -124,7 +124,10 @@ impl SinkSession for Session {
             *target.info.lock().unwrap_or_else(|e| e.into_inner()) = collection.clone();
             return Ok(());
         }
-        let goal = self.goals.get(&collection.id).ok_or_else(|| Error::bug(format!("{} is not in the plan", collection.name)))?;
+        let goal = self
+            .goals
+            .get(&collection.id)
+            .ok_or_else(|| Error::bug(format!("{} is not in the plan", collection.name)))?;
         let replaces = goal.is_there && goal.if_exists == IfExists::Replace;
         let made = replaces || !goal.is_there;
         let name = if replaces { replace::scratch_name(&goal.planned.target) } else { goal.planned.target.clone() };
@@ -165,7 +168,8 @@ impl SinkSession for Session {
         if !is_known {
             return Err(Error::unsupported(format!("CouchDB has no place for {} entries", batch.kind.space())));
         }
-        let turn = self.turns.clone().acquire_owned().await.map_err(|_| Error::bug("a restore went on after its end"))?;
+        let turn =
+            self.turns.clone().acquire_owned().await.map_err(|_| Error::bug("a restore went on after its end"))?;
         let (store, failed) = (self.store.clone(), self.failed.clone());
         let mut writing = self.writing.lock().await;
         while let Some(ended) = writing.try_join_next() {
@@ -186,7 +190,11 @@ impl SinkSession for Session {
     async fn finish(self: Box<Self>) -> Result<RestoreReport> {
         if let Err(error) = self.complete().await {
             let left = self.abort().await.what;
-            return Err(if left.is_empty() { error } else { error.hint(format!("left behind in the target: {}", left.join(", "))) });
+            return Err(if left.is_empty() {
+                error
+            } else {
+                error.hint(format!("left behind in the target: {}", left.join(", ")))
+            });
         }
         let mut report = RestoreReport::default();
         for target in self.targets.lock().await.values() {
@@ -263,7 +271,7 @@ pub(crate) fn entry(batch: &Batch, i: usize) -> u128 {
 }
 
 /// 128 bits that stand for a batch.
-fn fingerprint(batch: &Batch) -> u128 {
+pub(crate) fn fingerprint(batch: &Batch) -> u128 {
     let mut hasher = blake3::Hasher::new();
     for i in 0..batch.len() {
         hasher.update(&entry(batch, i).to_le_bytes());

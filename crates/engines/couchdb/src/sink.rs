@@ -4,10 +4,10 @@ use crate::extras;
 use crate::server::{ASKING, Server};
 use crate::session::{Goal, Session};
 use async_trait::async_trait;
-use futures::{TryStreamExt, stream, StreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use model::{
-    AttachmentStore, Batch, Description, Encoding, Error, IfExists, Loss, PlannedCollection, RestoreOptions, RestorePlan,
-    Result, Sink, SinkSession,
+    AttachmentStore, Batch, Description, Encoding, Error, IfExists, Loss, PlannedCollection, RestoreOptions,
+    RestorePlan, Result, Sink, SinkSession,
 };
 use std::sync::{Arc, Mutex};
 
@@ -48,8 +48,10 @@ impl CouchSink {
         let Some(only) = self.server.place().only() else { return Ok(renamed.to_owned()) };
         let meant = what.collections.iter().filter(|c| options.selection.takes(&c.name)).count();
         match meant > 1 || (renamed != name && renamed != only) {
-            true => Err(Error::input(format!("the target names the one database {only}, and {meant} are to be restored"))
-                .hint("leave the database out of the target's URL, or choose one with --only")),
+            true => {
+                Err(Error::input(format!("the target names the one database {only}, and {meant} are to be restored"))
+                    .hint("leave the database out of the target's URL, or choose one with --only"))
+            }
             false => Ok(only.to_owned()),
         }
     }
@@ -59,8 +61,11 @@ impl CouchSink {
 impl Sink for CouchSink {
     async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan> {
         if what.engine.0 != "couchdb" {
-            return Err(Error::unsupported(format!("documents of {} have no revisions to be written to CouchDB with", what.engine))
-                .hint("restore into the engine that they came from"));
+            return Err(Error::unsupported(format!(
+                "documents of {} have no revisions to be written to CouchDB with",
+                what.engine
+            ))
+            .hint("restore into the engine that they came from"));
         }
         if options.selection.no_attachments {
             return Err(Error::unsupported("CouchDB takes no document that says it has attachments without them")
@@ -71,8 +76,9 @@ impl Sink for CouchSink {
         for info in what.collections.iter().filter(|info| options.selection.takes(&info.name)) {
             let target = self.target(what, &info.name, options)?;
             if welcome.is_couchdb && !is_name(&target) {
-                return Err(Error::input(format!("CouchDB takes no database named {target}"))
-                    .hint("a name begins with a small letter and has small letters, digits, _ $ ( ) + - and /: see --rename"));
+                return Err(Error::input(format!("CouchDB takes no database named {target}")).hint(
+                    "a name begins with a small letter and has small letters, digits, _ $ ( ) + - and /: see --rename",
+                ));
             }
             if !welcome.is_couchdb && info.options.get("partitioned").is_some() {
                 losses.push(Loss { what: format!("partitions of {}", info.name), why: "the server has none".into() });
@@ -82,13 +88,18 @@ impl Sink for CouchSink {
         let names: Vec<_> = collections.iter().map(|c| c.target.clone()).collect();
         let asking: Vec<_> = names.iter().map(|name| self.server.info(name)).collect();
         let found: Vec<_> = stream::iter(asking).buffered(ASKING).try_collect().await?;
-        let there: Vec<&str> = names.iter().zip(&found).filter(|(_, info)| info.is_some()).map(|(name, _)| &**name).collect();
+        let there: Vec<&str> =
+            names.iter().zip(&found).filter(|(_, info)| info.is_some()).map(|(name, _)| &**name).collect();
         if !there.is_empty() && options.if_exists == IfExists::Fail {
             return Err(Error::input(format!("the target has already: {}", there.join(", ")))
                 .hint("restore under another name with --rename, or pass --if-exists replace or merge"));
         }
         *self.prepared.lock().unwrap_or_else(|e| e.into_inner()) = Some(options.if_exists);
-        Ok(RestorePlan { phases: self.phases(&there, names.len(), options.if_exists, welcome.is_couchdb), collections, losses })
+        Ok(RestorePlan {
+            phases: self.phases(&there, names.len(), options.if_exists, welcome.is_couchdb),
+            collections,
+            losses,
+        })
     }
 
     fn takes(&self, encoding: Encoding) -> bool {
@@ -107,7 +118,8 @@ impl Sink for CouchSink {
             // Time has passed since the plan.
             let is_there = self.server.info(&planned.target).await?.is_some();
             if is_there && if_exists == IfExists::Fail {
-                return Err(Error::input(format!("the target has a database {} by now", planned.target)).hint("run the restore again"));
+                return Err(Error::input(format!("the target has a database {} by now", planned.target))
+                    .hint("run the restore again"));
             }
             goals.push(Goal { planned, is_there, if_exists });
         }
@@ -122,7 +134,9 @@ impl CouchSink {
         if !is_couchdb {
             phases.push("the server is no CouchDB itself: it may round large numbers, and the proof will tell".into());
         }
-        phases.push(format!("write {databases}: documents with their histories, then design documents, _local documents and _security"));
+        phases.push(format!(
+            "write {databases}: documents with their histories, then design documents, _local documents and _security"
+        ));
         if !self.checkpoints {
             phases.push("leave out checkpoints of replications: clients would skip what they have missed".into());
         }
@@ -141,5 +155,7 @@ impl CouchSink {
 fn is_name(name: &str) -> bool {
     let system = ["_users", "_replicator", "_global_changes"].contains(&name);
     let is_small = |c: char| c.is_ascii_lowercase();
-    system || (name.starts_with(is_small) && name.chars().all(|c| is_small(c) || c.is_ascii_digit() || "_$()+-/".contains(c)))
+    system
+        || (name.starts_with(is_small)
+            && name.chars().all(|c| is_small(c) || c.is_ascii_digit() || "_$()+-/".contains(c)))
 }

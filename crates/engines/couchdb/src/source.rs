@@ -53,8 +53,10 @@ impl CouchSource {
         names.retain(|name| selection.takes(name));
         let found = self.server.databases(&names).await?;
         match (self.server.place().only(), found.is_empty()) {
-            (Some(only), true) if !names.is_empty() => Err(Error::missing(format!("the server has no database {only}"))
-                .hint("leave the database out of the URL to mean all of them")),
+            (Some(only), true) if !names.is_empty() => {
+                Err(Error::missing(format!("the server has no database {only}"))
+                    .hint("leave the database out of the URL to mean all of them"))
+            }
             _ => Ok(found),
         }
     }
@@ -130,7 +132,11 @@ impl Source for CouchSource {
         let welcome = self.server.welcome().await?;
         let databases = self.databases(&Selection::default()).await?;
         let place = self.server.place();
-        let host = format!("{}:{}", place.base.host_str().unwrap_or_default(), place.base.port_or_known_default().unwrap_or_default());
+        let host = format!(
+            "{}:{}",
+            place.base.host_str().unwrap_or_default(),
+            place.base.port_or_known_default().unwrap_or_default()
+        );
         let of = place.database.as_deref().map(|d| format!("/{d}")).unwrap_or_default();
         Ok(Description {
             engine: Engine::new("couchdb"),

@@ -51,7 +51,8 @@ impl Writer {
 
     /// Keeps what must wait of a batch that is no documents; gives whether it was that.
     pub fn hold(&self, batch: &Batch) -> bool {
-        let is_extra = batch.kind == Kind::Local || batch.kind == extras::settings() || batch.kind == extras::checkpoints();
+        let is_extra =
+            batch.kind == Kind::Local || batch.kind == extras::settings() || batch.kind == extras::checkpoints();
         if is_extra {
             let mut held = self.held();
             for i in 0..batch.len() {
@@ -112,7 +113,8 @@ impl Writer {
     pub async fn bulk(&self, body: Option<Bytes>) -> Result<()> {
         let Some(body) = body else { return Ok(()) };
         let request = Request::post(format!("{}/_bulk_docs", segment(&self.database)), body);
-        let rows = self.server.client.json(&request, ANSWER_MAX, |bytes| serde_json::from_slice::<Vec<Row>>(bytes)).await?;
+        let rows =
+            self.server.client.json(&request, ANSWER_MAX, |bytes| serde_json::from_slice::<Vec<Row>>(bytes)).await?;
         match rows.into_iter().find(|row| row.error.is_some()) {
             Some(row) => Err(self.refused(&row)),
             None => Ok(()),
@@ -121,8 +123,10 @@ impl Writer {
 
     fn refused(&self, row: &Row) -> Error {
         let said = [row.error.as_deref(), row.reason.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(": ");
-        let text = format!("the server refuses document {} of {}: {said}", row.id.as_deref().unwrap_or("?"), self.database);
-        Error::input(text).hint("if a design document of the target refuses it (validate_doc_update), restore into a new database")
+        let text =
+            format!("the server refuses document {} of {}: {said}", row.id.as_deref().unwrap_or("?"), self.database);
+        Error::input(text)
+            .hint("if a design document of the target refuses it (validate_doc_update), restore into a new database")
     }
 
     /// Writes what had to wait. Attachments of design documents are given back, to be written before
@@ -147,8 +151,11 @@ impl Writer {
     pub async fn settle(&self) -> Result<()> {
         let missing = self.held().awaited.len();
         if missing > 0 {
-            return Err(Error::corrupt(format!("the attachments of {missing} documents of {} did not come", self.database))
-                .hint("they were left out of the backup or of the restore: take a backup that has them"));
+            return Err(Error::corrupt(format!(
+                "the attachments of {missing} documents of {} did not come",
+                self.database
+            ))
+            .hint("they were left out of the backup or of the restore: take a backup that has them"));
         }
         let mut extras = std::mem::take(&mut self.held().extras);
         extras.sort_by_key(|(_, key, _)| key == extras::SECURITY.as_bytes());

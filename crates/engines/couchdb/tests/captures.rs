@@ -72,13 +72,20 @@ async fn all_that_couchdb_gives_is_read_verbatim() {
     let documents = read.of("edge").iter().filter(|e| e.kind == Kind::Document).count();
     assert_eq!(documents, 158);
     // The one with several leaves lists them, the winner first.
-    assert_eq!(entries[&(Kind::Meta("settings".into()), b"_security".to_vec())].body, include_bytes!("captures/security.json").trim_ascii());
+    assert_eq!(
+        entries[&(Kind::Meta("settings".into()), b"_security".to_vec())].body,
+        include_bytes!("captures/security.json").trim_ascii()
+    );
     let local: Vec<Value> = serde_json::from_slice(&entries[&(Kind::Local, b"_local".to_vec())].body).unwrap();
     assert_eq!((local.len(), &local[0]["s"]), (5, &"é".into()));
 
     // Attachments as they are stored.
-    let about: Value = serde_json::from_slice(&entries[&(Kind::Meta("attached".into()), b"att/slash+id".to_vec())].body).unwrap();
-    assert_eq!(about["contents"][0], serde_json::json!({"digest": "md5-MyWy3nseSuM/cBHOQ46DVQ==", "bytes": 23, "encoding": "gzip"}));
+    let about: Value =
+        serde_json::from_slice(&entries[&(Kind::Meta("attached".into()), b"att/slash+id".to_vec())].body).unwrap();
+    assert_eq!(
+        about["contents"][0],
+        serde_json::json!({"digest": "md5-MyWy3nseSuM/cBHOQ46DVQ==", "bytes": 23, "encoding": "gzip"})
+    );
     use base64::Engine;
     let data = base64::engine::general_purpose::STANDARD.decode(about["data"].as_str().unwrap()).unwrap();
     assert_eq!(unpack(&data).len(), 3);
@@ -136,7 +143,9 @@ async fn another_database_of_the_same_name_and_purges_are_noticed() {
     let answering = captured.clone();
     let web = Web::start(move |asked| answering.lock().unwrap().answer(asked));
     let source = source(&web);
-    let Plan::Scan { start: Some(position), .. } = source.plan(&Selection::default(), None).await.unwrap() else { panic!() };
+    let Plan::Scan { start: Some(position), .. } = source.plan(&Selection::default(), None).await.unwrap() else {
+        panic!()
+    };
     let last = |position: &Position| SourceState {
         identity: String::new(),
         position: Some(position.clone()),
@@ -145,7 +154,9 @@ async fn another_database_of_the_same_name_and_purges_are_noticed() {
     assert!(matches!(source.plan(&Selection::default(), Some(&last(&position))).await.unwrap(), Plan::Changes { .. }));
     let info = String::from_utf8(captured.lock().unwrap().info.clone()).unwrap();
     captured.lock().unwrap().info = info.replace("\"1795230343\"", "\"1795230999\"").into_bytes();
-    let Plan::Gap { gap, .. } = source.plan(&Selection::default(), Some(&last(&position))).await.unwrap() else { panic!() };
+    let Plan::Gap { gap, .. } = source.plan(&Selection::default(), Some(&last(&position))).await.unwrap() else {
+        panic!()
+    };
     assert!(gap.why.contains("edge was deleted and made anew"), "{}", gap.why);
 }
 
@@ -170,7 +181,9 @@ impl Taker {
                 Answer { status: 201, ..Answer::json("{\"ok\":true}\n") }
             }
             ("GET", None) if self.made.lock().unwrap().is_empty() => Answer::status(404, "not_found"),
-            ("GET", None) => Answer::json(include_str!("captures/db_info.json").replace("\"edge\"", &format!("\"{step}\""))),
+            ("GET", None) => {
+                Answer::json(include_str!("captures/db_info.json").replace("\"edge\"", &format!("\"{step}\"")))
+            }
             ("GET", Some("_revs_limit")) => Answer::json("1000\n"),
             ("PUT", Some("_revs_limit" | "_security")) => Answer::json("{\"ok\":true}\n"),
             ("POST", Some("_bulk_docs")) => {
@@ -191,14 +204,19 @@ impl Taker {
         assert_eq!(asked.query, "new_edits=false");
         let kind = asked.header("content-type").unwrap();
         let mut captured = Captured::default();
-        let outer = format!("HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary=\"outer\"\r\n\r\n--outer\r\nContent-Type: {kind}\r\n\r\n");
+        let outer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary=\"outer\"\r\n\r\n--outer\r\nContent-Type: {kind}\r\n\r\n"
+        );
         captured.learn(&[outer.as_bytes(), &asked.body, b"\r\n--outer--"].concat());
         let ((id, rev), text) = captured.revisions.into_iter().next().unwrap();
         let document: Value = serde_json::from_str(&text).unwrap();
         for (name, about) in document["_attachments"].as_object().unwrap() {
             let (bytes, encoding) = &captured.contents[&(id.clone(), rev.clone(), name.clone())];
             let length = about.get("encoded_length").unwrap_or(&about["length"]);
-            assert_eq!((bytes.len() as u64, encoding.as_deref()), (length.as_u64().unwrap(), about["encoding"].as_str()));
+            assert_eq!(
+                (bytes.len() as u64, encoding.as_deref()),
+                (length.as_u64().unwrap(), about["encoding"].as_str())
+            );
             use base64::Engine;
             use md5::Digest;
             let digest = base64::engine::general_purpose::STANDARD.encode(md5::Md5::digest(bytes));

@@ -27,7 +27,8 @@ impl Follow {
     /// Begins where a scan would.
     async fn new(couch: &CouchServer, database: &str) -> Follow {
         let source = source(couch, database);
-        let Plan::Scan { start: Some(position), parts, .. } = source.plan(&Selection::default(), None).await.unwrap() else {
+        let Plan::Scan { start: Some(position), parts, .. } = source.plan(&Selection::default(), None).await.unwrap()
+        else {
             panic!("no scan")
         };
         let collections = parts.into_iter().map(|p| p.collection).collect();
@@ -58,7 +59,11 @@ impl Follow {
                     for i in 0..change.batch.len() {
                         assert!(change.times[i] > self.time, "later than what is known");
                         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-                        seen.push((change.batch.kind.clone(), text(change.batch.key_of(i)), text(change.batch.body_of(i))));
+                        seen.push((
+                            change.batch.kind.clone(),
+                            text(change.batch.key_of(i)),
+                            text(change.batch.body_of(i)),
+                        ));
                     }
                 }
                 ChangeItem::Catalog { info, .. } => catalog.push(info.is_some()),
@@ -85,14 +90,20 @@ async fn what_has_changed_is_told_as_it_is_now() {
     let mut follow = Follow::new(&couch, &db).await;
     follow.next().await;
     assert_eq!(follow.next().await, (vec![], None, vec![]), "nothing has changed");
-    assert!(matches!(follow.source.plan(&Selection::default(), Some(&follow.last())).await.unwrap(), Plan::Changes { .. }));
+    assert!(matches!(
+        follow.source.plan(&Selection::default(), Some(&follow.last())).await.unwrap(),
+        Plan::Changes { .. }
+    ));
 
-    couch.put_all(&db, &[
-        leaf("a", &["2", "1"], r#""v":2"#),
-        leaf("a", &["3", "1"], r#""v":3"#),
-        leaf("b", &["2", "1"], r#""_deleted":true"#),
-        leaf("c", &["1"], r#""_attachments":{"x":{"content_type":"t/t","data":"aGVsbG8="}}"#),
-    ]);
+    couch.put_all(
+        &db,
+        &[
+            leaf("a", &["2", "1"], r#""v":2"#),
+            leaf("a", &["3", "1"], r#""v":3"#),
+            leaf("b", &["2", "1"], r#""_deleted":true"#),
+            leaf("c", &["1"], r#""_attachments":{"x":{"content_type":"t/t","data":"aGVsbG8="}}"#),
+        ],
+    );
     couch.done("PUT", &format!("/{db}/_security"), r#"{"x":true}"#);
     let (seen, gap, _) = follow.next().await;
     assert_eq!(gap, None);
@@ -153,7 +164,10 @@ async fn large_attachments_need_a_scan() {
     let db = couch.database();
     let mut follow = Follow::new(&couch, &db).await;
     let data = "QUFB".repeat((4 << 20) / 3 + 10);
-    couch.put_all(&db, &[leaf("big", &["1"], &format!(r#""_attachments":{{"x":{{"content_type":"t/t","data":"{data}"}}}}"#))]);
+    couch.put_all(
+        &db,
+        &[leaf("big", &["1"], &format!(r#""_attachments":{{"x":{{"content_type":"t/t","data":"{data}"}}}}"#))],
+    );
     let (_, gap, _) = follow.next().await;
     assert!(gap.unwrap().contains("too large for the change log"));
 }

@@ -18,7 +18,11 @@ async fn everything_is_read_and_comes_back() {
         let found = read.iter().find(|e| e.key == key.as_bytes() && e.kind == Kind::Document);
         String::from_utf8(found.unwrap_or_else(|| panic!("no {key:?}")).body.clone()).unwrap()
     };
-    assert_eq!(body("plain"), leaf("plain", &["a1"], r#""v":1,"text":"é \" \\ \u2028","deep":[[[{"":null}]]]"#).replace("\\u2028", "\u{2028}"));
+    assert_eq!(
+        body("plain"),
+        leaf("plain", &["a1"], r#""v":1,"text":"é \" \\ \u2028","deep":[[[{"":null}]]]"#)
+            .replace("\\u2028", "\u{2028}")
+    );
     let conflict = [
         leaf("conflict", &["b2", "b1"], r#""v":"b""#),
         leaf("conflict", &["a2", "a1"], r#""v":"a""#),
@@ -37,7 +41,10 @@ async fn everything_is_read_and_comes_back() {
 
     let there = sink(&couch, &to);
     let report = restore(&here, &there, &RestoreOptions::default()).await.unwrap();
-    assert_eq!((report.documents, report.attachments), (read.iter().filter(|e| e.kind == Kind::Document).count() as u64, 1));
+    assert_eq!(
+        (report.documents, report.attachments),
+        (read.iter().filter(|e| e.kind == Kind::Document).count() as u64, 1)
+    );
     let back = entries(&source(&couch, &to), &to).await;
     for (a, b) in read.iter().zip(&back) {
         assert_eq!((&a.key, String::from_utf8_lossy(&a.body)), (&b.key, String::from_utf8_lossy(&b.body)));
@@ -79,10 +86,16 @@ async fn a_refused_document_is_an_error_and_leaves_nothing() {
     let couch = CouchServer::shared();
     let (from, to) = (couch.database(), couch.database());
     fill(&couch, &from);
-    couch.put_all(&to, &[leaf("_design/no", &["e1"], r#""validate_doc_update":"function(){throw({forbidden:'never'})}""#)]);
+    couch.put_all(
+        &to,
+        &[leaf("_design/no", &["e1"], r#""validate_doc_update":"function(){throw({forbidden:'never'})}""#)],
+    );
     let merge = RestoreOptions { if_exists: IfExists::Merge, ..RestoreOptions::default() };
     let error = restore(&source(&couch, &from), &sink(&couch, &to), &merge).await.unwrap_err();
-    assert!(error.to_string().contains("never") && error.hint_text().unwrap().contains("validate_doc_update"), "{error:?}");
+    assert!(
+        error.to_string().contains("never") && error.hint_text().unwrap().contains("validate_doc_update"),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]

@@ -2,10 +2,10 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use couch::{CouchSink, CouchSource, Place, Server};
+use futures::StreamExt;
 use model::{
     Description, Kind, Plan, RestoreOptions, RestoreReport, Result, ScanItem, Selection, Sink, SinkSession, Source,
 };
-use futures::StreamExt;
 use std::sync::Arc;
 use testkit::pouchdb::CouchServer;
 use testkit::source::{Entry, Everything, MemoryAttachments, read_everything};
@@ -38,11 +38,36 @@ pub fn fill(couch: &CouchServer, database: &str) {
         leaf("conflict", &["b2", "b1"], r#""v":"b""#),
         leaf("conflict", &["d3", "d2", "d1"], r#""_deleted":true,"why":"no""#),
         leaf("gone", &["c2", "c1"], r#""_deleted":true,"why":"kept""#),
-        leaf("_design/refuses", &["e1"], r#""validate_doc_update":"function(){throw({forbidden:'no'})}","language":"javascript""#),
+        leaf(
+            "_design/refuses",
+            &["e1"],
+            r#""validate_doc_update":"function(){throw({forbidden:'no'})}","language":"javascript""#,
+        ),
         leaf("_design/odd name+ü", &["f1"], r#""views":{"a":{"map":"function(doc){emit(1)}"}}"#),
-        leaf("files", &["g3", "g2", "g1"], r#""n":1,"_attachments":{"b.txt":{"content_type":"text/plain","data":"aGVsbG8gaGVsbG8="},"a/ü +.bin":{"content_type":"x/y","data":"AAEC/w=="}}"#),
+        leaf(
+            "files",
+            &["g3", "g2", "g1"],
+            r#""n":1,"_attachments":{"b.txt":{"content_type":"text/plain","data":"aGVsbG8gaGVsbG8="},"a/ü +.bin":{"content_type":"x/y","data":"AAEC/w=="}}"#,
+        ),
     ];
-    let ids = [" lead", "%25", "+", "a+b", "/", "//", "a/b/c", "a:b", "-", "emoji😀", "null", "quote\"x", "nl\nid", "back\\slash", ".", ".."];
+    let ids = [
+        " lead",
+        "%25",
+        "+",
+        "a+b",
+        "/",
+        "//",
+        "a/b/c",
+        "a:b",
+        "-",
+        "emoji😀",
+        "null",
+        "quote\"x",
+        "nl\nid",
+        "back\\slash",
+        ".",
+        "..",
+    ];
     for id in ids {
         all.push(leaf(id, &["o1"], r#""odd":true"#));
     }
@@ -55,9 +80,17 @@ pub fn fill(couch: &CouchServer, database: &str) {
     let refuses = all.remove(5);
     couch.put_all(database, &all);
     couch.put_all(database, &[refuses]);
-    couch.done("PUT", &format!("/{database}/_security"), r#"{"admins":{"names":["bob"],"roles":["ops"]},"members":{"names":[],"roles":[]},"extra":{"keep":true}}"#);
+    couch.done(
+        "PUT",
+        &format!("/{database}/_security"),
+        r#"{"admins":{"names":["bob"],"roles":["ops"]},"members":{"names":[],"roles":[]},"extra":{"keep":true}}"#,
+    );
     couch.done("PUT", &format!("/{database}/_local/mine"), r#"{"cp":1,"s":"é"}"#);
-    couch.done("PUT", &format!("/{database}/_local/checkpoint"), r#"{"session_id":"x","history":[],"source_last_seq":7}"#);
+    couch.done(
+        "PUT",
+        &format!("/{database}/_local/checkpoint"),
+        r#"{"session_id":"x","history":[],"source_last_seq":7}"#,
+    );
 }
 
 pub async fn everything(source: &CouchSource) -> Everything {
@@ -72,6 +105,11 @@ pub async fn entries(source: &CouchSource, database: &str) -> Vec<Entry> {
 
 /// Restores all that a source has into a sink, as the library does.
 pub async fn restore(from: &CouchSource, into: &dyn Sink, options: &RestoreOptions) -> Result<RestoreReport> {
+    restore_from(from, into, options).await
+}
+
+/// The same from any source.
+pub async fn restore_from(from: &dyn Source, into: &dyn Sink, options: &RestoreOptions) -> Result<RestoreReport> {
     let description: Description = from.describe().await?;
     let Plan::Scan { parts, .. } = from.plan(&options.selection, None).await? else { panic!("no scan") };
     let store = Arc::new(MemoryAttachments::default());
@@ -87,7 +125,13 @@ pub async fn restore(from: &CouchSource, into: &dyn Sink, options: &RestoreOptio
     }
 }
 
-async fn send(from: &CouchSource, into: &dyn Sink, session: &dyn SinkSession, parts: &[model::Part], store: Arc<MemoryAttachments>) -> Result<()> {
+async fn send(
+    from: &dyn Source,
+    into: &dyn Sink,
+    session: &dyn SinkSession,
+    parts: &[model::Part],
+    store: Arc<MemoryAttachments>,
+) -> Result<()> {
     for part in parts {
         session.catalog(&part.collection).await?;
         let mut items = from.read(part, store.clone()).await?;
