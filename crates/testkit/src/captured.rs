@@ -6,6 +6,9 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use std::collections::HashMap;
 
+/// Stored bytes of an attachment, and their encoding.
+pub type Stored = (Vec<u8>, Option<String>);
+
 /// What was captured.
 #[derive(Debug, Default)]
 pub struct Captured {
@@ -20,7 +23,7 @@ pub struct Captured {
     /// Texts by id and revision, attachments as stubs.
     pub revisions: HashMap<(String, String), String>,
     /// Stored bytes of attachments by id, revision and name, with their encoding.
-    pub contents: HashMap<(String, String, String), (Vec<u8>, Option<String>)>,
+    pub contents: HashMap<(String, String, String), Stored>,
 }
 
 impl Captured {

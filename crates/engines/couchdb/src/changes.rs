@@ -14,8 +14,8 @@ use crate::server::Database;
 use crate::source::CouchSource;
 use futures::StreamExt;
 use model::{
-    AttachmentStore, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
-    Following, Gap, Kind, Result, Until,
+    AttachmentStore, Batch, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
+    Following, Gap, Kind, Result, Until, limits,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,6 +26,10 @@ use tokio::sync::mpsc::Sender;
 const WAITING: usize = 4;
 /// The pause between rounds.
 const PAUSE: Duration = Duration::from_millis(700);
+/// Rows that are asked for at first, before it is known how much they come to.
+const PAGE_FIRST: usize = 200;
+/// Bytes that a page of rows should come to: whoever reads holds them until the next commit.
+const PAGE_BYTES: usize = 4 << 20;
 /// How often settings and `_local` documents are looked at while following for ever: no sequence tells
 /// of their changes.
 const EXTRAS: Duration = Duration::from_secs(30);
@@ -64,6 +68,14 @@ struct Follower {
     store: Arc<dyn AttachmentStore>,
 }
 
+/// What became of some documents.
+enum Told {
+    /// They were given, so many bytes.
+    Bytes(usize),
+    /// They cannot be, and why.
+    Lost(String),
+}
+
 /// How a round ended.
 enum Round {
     Complete,
@@ -76,10 +88,7 @@ impl Follower {
             let began = Instant::now();
             match self.round().await? {
                 Round::Lost => return Ok(()),
-                Round::Complete => {
-                    let (position, time) = (self.places.position()?, self.tick());
-                    self.send(ChangeItem::Commit { position, time }).await?;
-                }
+                Round::Complete => self.commit().await?,
             }
             if until == Until::Now {
                 return Ok(());
@@ -90,6 +99,12 @@ impl Follower {
 
     async fn send(&self, item: ChangeItem) -> Result<()> {
         self.out.send(Ok(item)).await.map_err(|_| unheard())
+    }
+
+    /// Says that all is told up to where the databases are known to stand.
+    async fn commit(&mut self) -> Result<()> {
+        let (position, time) = (self.places.position()?, self.tick());
+        self.send(ChangeItem::Commit { position, time }).await
     }
 
     /// Our clock, never going back.
@@ -160,21 +175,27 @@ impl Follower {
             stand.purge = database.info.purge_seq();
         }
         if stand.seq != database.info.seq() {
+            let mut limit = PAGE_FIRST;
             loop {
-                let page = rows::page(&server.client, name, &stand.seq).await?;
+                let page = rows::page(&server.client, name, &stand.seq, limit).await?;
                 if database.instance.is_none()
                     && let Some(row) = page.rows.last()
                 {
                     stand.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
                 }
-                if let Some(why) = self.documents(&reader, page.rows).await? {
-                    return Ok(Some(why));
+                let count = page.rows.len();
+                match self.documents(&reader, page.rows).await? {
+                    Told::Bytes(bytes) => limit = (PAGE_BYTES / (bytes / count.max(1)).max(1)).clamp(1, rows::PAGE),
+                    Told::Lost(why) => return Ok(Some(why)),
                 }
                 let same = stand.seq == page.last;
                 stand.seq = page.last;
                 if same || !page.more {
                     break;
                 }
+                // Whoever reads need not hold all of it.
+                self.places.databases.insert(name.clone(), stand.clone());
+                self.commit().await?;
             }
         }
         if is_new || looks {
@@ -202,7 +223,10 @@ impl Follower {
         };
         if ids.len() as u64 >= count {
             let rows = ids.into_iter().collect::<BTreeSet<_>>().into_iter().map(|id| Row { id, revs: Vec::new() });
-            return self.documents(reader, rows.collect()).await;
+            return Ok(match self.documents(reader, rows.collect()).await? {
+                Told::Bytes(_) => None,
+                Told::Lost(why) => Some(why),
+            });
         }
         Ok(Some(format!(
             "{count} documents of {} were purged, and the server no longer knows all of them",
@@ -211,7 +235,8 @@ impl Follower {
     }
 
     /// Tells what these documents are now.
-    async fn documents(&mut self, reader: &Reader, mut rows: Vec<Row>) -> Result<Option<String>> {
+    async fn documents(&mut self, reader: &Reader, mut rows: Vec<Row>) -> Result<Told> {
+        let mut bytes = 0;
         while !rows.is_empty() {
             let rest = rows.split_off(rows.len().min(reader.pace.count()));
             let some = std::mem::replace(&mut rows, rest);
@@ -224,19 +249,29 @@ impl Follower {
                 }
                 let read = reader.read_one(&fetched, i, false).await?;
                 if matches!(read.attached, Attached::TooLarge) {
-                    return Ok(Some(format!(
+                    return Ok(Told::Lost(format!(
                         "the attachments of document {} in {} have changed, and are too large for the change log",
                         row.id, reader.database
                     )));
                 }
                 gathered.add(row, read);
+                if gathered.bytes() >= limits::BATCH {
+                    bytes += gathered.bytes();
+                    self.give(&mut gathered, time).await?;
+                }
             }
-            for batch in gathered.take() {
-                let times = vec![time; batch.len()];
-                self.send(ChangeItem::Batch(ChangeBatch { batch, times })).await?;
-            }
+            bytes += gathered.bytes();
+            self.give(&mut gathered, time).await?;
         }
-        Ok(None)
+        Ok(Told::Bytes(bytes))
+    }
+
+    async fn give(&self, gathered: &mut Gathered, time: EngineTime) -> Result<()> {
+        for batch in gathered.take() {
+            let times = vec![time; batch.len()];
+            self.send(ChangeItem::Batch(ChangeBatch { batch, times })).await?;
+        }
+        Ok(())
     }
 }
 
@@ -270,7 +305,11 @@ impl Gathered {
         not_stored.push(key, b"");
     }
 
-    fn take(self) -> impl Iterator<Item = model::Batch> {
-        self.0.into_iter().filter(|b| !b.is_empty()).map(|mut b| b.take())
+    fn bytes(&self) -> usize {
+        self.0.iter().map(BatchBuilder::bytes).sum()
+    }
+
+    fn take(&mut self) -> Vec<Batch> {
+        self.0.iter_mut().filter(|b| !b.is_empty()).map(BatchBuilder::take).collect()
     }
 }

@@ -88,7 +88,7 @@ impl Reader {
     async fn scan_all(&self, out: &Out) -> Result<()> {
         let pages = stream::try_unfold((self.clone(), Some("0".to_owned())), |(reader, since)| async move {
             let Some(since) = since else { return Ok(None) };
-            let page = rows::page(reader.client(), &reader.database, &since).await?;
+            let page = rows::page(reader.client(), &reader.database, &since, rows::PAGE).await?;
             let next = (page.more && page.last != since).then_some(page.last);
             Ok::<_, Error>(Some((page.rows, (reader, next))))
         });

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// Rows of one page: about 1 MB.
-const PAGE: usize = 4000;
+pub(crate) const PAGE: usize = 4000;
 
 /// A document that has changed, with its leaf revisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,9 +50,9 @@ struct RawPage<'a> {
 }
 
 impl Page {
-    pub fn parse(bytes: &[u8]) -> serde_json::Result<Page> {
+    pub fn parse(bytes: &[u8], limit: usize) -> serde_json::Result<Page> {
         let page: RawPage<'_> = serde_json::from_slice(bytes)?;
-        let more = page.results.len() >= PAGE;
+        let more = page.results.len() >= limit;
         let rows = page.results.into_iter().map(|row| Row {
             id: row.id.0.into_owned(),
             revs: row.changes.into_iter().map(|c| c.rev.0.into_owned()).collect(),
@@ -63,15 +63,16 @@ impl Page {
 
 /// The page after a sequence. Sequences are opaque, cost the server time, and are only needed at the
 /// end of a page.
-pub(crate) async fn page(client: &Client, database: &str, since: &str) -> Result<Page> {
+pub(crate) async fn page(client: &Client, database: &str, since: &str, limit: usize) -> Result<Page> {
     let since = utf8_percent_encode(since, NON_ALPHANUMERIC);
-    let path = format!("{}/_changes?style=all_docs&limit={PAGE}&seq_interval={PAGE}&since={since}", segment(database));
-    client.json(&Request::get(path), ANSWER_MAX, |bytes| Page::parse(bytes)).await
+    let path =
+        format!("{}/_changes?style=all_docs&limit={limit}&seq_interval={limit}&since={since}", segment(database));
+    client.json(&Request::get(path), ANSWER_MAX, |bytes| Page::parse(bytes, limit)).await
 }
 
 /// The newest change, as proof later on that it is still the same database.
 pub(crate) async fn newest(client: &Client, database: &str) -> Result<Option<(String, String)>> {
     let path = format!("{}/_changes?descending=true&limit=1", segment(database));
-    let page = client.json(&Request::get(path), ANSWER_MAX, |bytes| Page::parse(bytes)).await?;
+    let page = client.json(&Request::get(path), ANSWER_MAX, |bytes| Page::parse(bytes, 1)).await?;
     Ok(page.rows.into_iter().next().and_then(|row| Some((row.id, row.revs.into_iter().next()?))))
 }

@@ -160,6 +160,60 @@ async fn another_database_of_the_same_name_and_purges_are_noticed() {
     assert!(gap.why.contains("edge was deleted and made anew"), "{}", gap.why);
 }
 
+#[tokio::test]
+async fn what_was_purged_is_gone() {
+    let captured = captured();
+    let purged = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let now = purged.clone();
+    let web = Web::start(move |asked| {
+        let count = now.load(Ordering::Relaxed);
+        let answer = captured.answer(asked);
+        match &*asked.path {
+            "/edge" => {
+                let info = String::from_utf8(answer.body.clone()).unwrap();
+                Answer::json(info.replace("\"purge_seq\":\"0-", &format!("\"purge_seq\":\"{count}-")))
+            }
+            "/edge/_purged_infos" => {
+                Answer::json(r#"{"purged_infos":[{"id":"a+b","revs":["1-d7545a007d11efb94718a90f8302381e"]}]}"#)
+            }
+            "/edge/a%2Bb" => Answer::status(404, "not_found"),
+            _ => answer,
+        }
+    });
+    let source = source(&web);
+    let Plan::Scan { start: Some(position), parts, .. } = source.plan(&Selection::default(), None).await.unwrap()
+    else {
+        panic!()
+    };
+    let from = model::Following {
+        position,
+        time: model::EngineTime::wall(1),
+        collections: vec![parts[0].collection.clone()],
+        selection: Selection::default(),
+    };
+    let changes = async || {
+        let store = Arc::new(model::HashingStore);
+        let items = source.changes(&from, model::Until::Now, store).await.unwrap();
+        futures::StreamExt::collect::<Vec<_>>(items).await.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    purged.store(1, Ordering::Relaxed);
+    let all = changes().await;
+    let gone = all.iter().find_map(|item| match item {
+        model::ChangeItem::Batch(change) if change.batch.kind == Kind::Tombstone => {
+            Some(change.batch.key_of(0).to_vec())
+        }
+        _ => None,
+    });
+    assert_eq!(gone.unwrap(), b"a+b");
+    // More were purged than the server remembers.
+    purged.store(2, Ordering::Relaxed);
+    let all = changes().await;
+    assert!(
+        matches!(&all[..], [model::ChangeItem::Gap(gap)] if gap.why.contains("2 documents of edge were purged")),
+        "{all:?}"
+    );
+}
+
 /// A server that takes what is written, checking each multipart body as CouchDB does: pieces in the
 /// order of the list, lengths and digests as said.
 #[derive(Default)]

@@ -90,7 +90,8 @@ impl Sink for DumpSink {
         let fail = |e| Error::io(format!("writing {}", partial.display()), e);
         let file = BufWriter::with_capacity(256 << 10, File::create(&partial).map_err(fail)?);
         let packed = self.path.extension().is_some_and(|e| e == "gz");
-        let out = if packed { Out::Packed(GzEncoder::new(file, Compression::default())) } else { Out::Plain(file) };
+        let out =
+            if packed { Out::Packed(Box::new(GzEncoder::new(file, Compression::default()))) } else { Out::Plain(file) };
         let mut writing = Writing {
             out,
             path: partial.clone(),
@@ -108,7 +109,7 @@ impl Sink for DumpSink {
 
 enum Out {
     Plain(BufWriter<File>),
-    Packed(GzEncoder<BufWriter<File>>),
+    Packed(Box<GzEncoder<BufWriter<File>>>),
 }
 
 struct Writing {
