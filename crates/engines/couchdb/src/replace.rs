@@ -25,6 +25,7 @@ pub(crate) async fn put_in_place(
     server: &Arc<Server>,
     target: &Target,
     store: &Arc<dyn AttachmentStore>,
+    settings: bool,
 ) -> Result<()> {
     let (scratch, name) = (&target.writer.database, &target.planned.target);
     let keep = |e: Error, more: &str| {
@@ -34,8 +35,8 @@ pub(crate) async fn put_in_place(
     };
     let expected = target.written().sum;
     let untouched = format!("; {name} was not touched");
-    check(server, scratch, expected).await.map_err(|e| keep(e, &untouched))?;
-    let doing = write_anew(server, target, store, expected);
+    check(server, scratch, expected, settings).await.map_err(|e| keep(e, &untouched))?;
+    let doing = write_anew(server, target, store, expected, settings);
     doing.await.map_err(|e| keep(e, &format!("; {name} is not complete")))?;
     delete(server, scratch).await
 }
@@ -45,12 +46,13 @@ async fn write_anew(
     target: &Target,
     store: &Arc<dyn AttachmentStore>,
     expected: u128,
+    settings: bool,
 ) -> Result<()> {
     let (scratch, name) = (&target.writer.database, &target.planned.target);
     delete(server, name).await?;
     create(server, name, &target.info()).await?;
     let writer = Writer::new(server.clone(), name).await?;
-    let mut back = Back::read(server, scratch).await?;
+    let mut back = Back::read(server, scratch, settings).await?;
     while let Some(mut batch) = back.next().await? {
         if writer.hold(&batch) {
             continue;
@@ -71,7 +73,7 @@ async fn write_anew(
     }
     writer.settle().await?;
     match back.sum == expected {
-        true => check(server, name, expected).await,
+        true => check(server, name, expected, settings).await,
         false => Err(changed(scratch)),
     }
 }
@@ -81,8 +83,8 @@ fn changed(name: &str) -> Error {
 }
 
 /// Reads a database back and compares.
-async fn check(server: &Arc<Server>, name: &str, expected: u128) -> Result<()> {
-    let mut back = Back::read(server, name).await?;
+async fn check(server: &Arc<Server>, name: &str, expected: u128, settings: bool) -> Result<()> {
+    let mut back = Back::read(server, name, settings).await?;
     while back.next().await?.is_some() {}
     if back.sum == expected { Ok(()) } else { Err(changed(name)) }
 }
@@ -93,10 +95,12 @@ struct Back {
     reading: JoinHandle<Result<()>>,
     /// Stands for all entries so far.
     sum: u128,
+    /// Whether settings are part of what was written.
+    settings: bool,
 }
 
 impl Back {
-    async fn read(server: &Arc<Server>, name: &str) -> Result<Back> {
+    async fn read(server: &Arc<Server>, name: &str, settings: bool) -> Result<Back> {
         let found = server.database(name).await?.ok_or_else(|| Error::missing(format!("database {name} is gone")))?;
         let reader = Reader {
             server: server.clone(),
@@ -109,13 +113,16 @@ impl Back {
         };
         let (out, items) = tokio::sync::mpsc::channel(4);
         let reading = tokio::spawn(async move { reader.scan(&out).await });
-        Ok(Back { items, reading, sum: 0 })
+        Ok(Back { items, reading, sum: 0, settings })
     }
 
     async fn next(&mut self) -> Result<Option<Batch>> {
         loop {
             match self.items.recv().await.transpose()? {
                 Some(ScanItem::Batch(batch)) => {
+                    if batch.kind == extras::settings() && !self.settings {
+                        continue;
+                    }
                     if batch.kind != extras::checkpoints() {
                         (0..batch.len()).for_each(|i| self.sum = self.sum.wrapping_add(entry(&batch, i)));
                     }

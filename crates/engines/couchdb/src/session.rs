@@ -14,9 +14,17 @@ use model::{
 use reqwest::Method;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+
+/// What of a restore the proof has to know: a source without settings leaves the server's own.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub finished: AtomicBool,
+    pub settings: AtomicBool,
+}
 
 /// One database that is to be written.
 #[derive(Debug)]
@@ -67,10 +75,17 @@ pub(crate) struct Session {
     writing: tokio::sync::Mutex<JoinSet<Result<()>>>,
     turns: Arc<Semaphore>,
     failed: Arc<Mutex<Option<Error>>>,
+    told: Arc<Told>,
 }
 
 impl Session {
-    pub fn new(server: Arc<Server>, goals: Vec<Goal>, store: Arc<dyn AttachmentStore>, concurrency: usize) -> Session {
+    pub fn new(
+        server: Arc<Server>,
+        goals: Vec<Goal>,
+        store: Arc<dyn AttachmentStore>,
+        concurrency: usize,
+        told: Arc<Told>,
+    ) -> Session {
         Session {
             server,
             goals: goals.into_iter().map(|g| (g.planned.info.id.clone(), g)).collect(),
@@ -79,6 +94,7 @@ impl Session {
             writing: Default::default(),
             turns: Arc::new(Semaphore::new(concurrency)),
             failed: Default::default(),
+            told,
         }
     }
 
@@ -162,6 +178,9 @@ impl SinkSession for Session {
             }
             account(&mut written, &batch);
         }
+        if batch.kind == extras::settings() {
+            self.told.settings.store(true, Ordering::Relaxed);
+        }
         if target.writer.hold(&batch) {
             return Ok(());
         }
@@ -196,10 +215,12 @@ impl SinkSession for Session {
                 error.hint(format!("left behind in the target: {}", left.join(", ")))
             });
         }
+        self.told.finished.store(true, Ordering::Relaxed);
         let mut report = RestoreReport::default();
         for target in self.targets.lock().await.values() {
             if target.replaces {
-                replace::put_in_place(&self.server, target, &self.store).await?;
+                let settings = self.told.settings.load(Ordering::Relaxed);
+                replace::put_in_place(&self.server, target, &self.store, settings).await?;
             }
             let written = target.written();
             report.documents += written.report.documents;

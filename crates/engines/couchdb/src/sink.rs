@@ -2,13 +2,14 @@
 
 use crate::extras;
 use crate::server::{ASKING, Server};
-use crate::session::{Goal, Session};
+use crate::session::{Goal, Session, Told};
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     AttachmentStore, Batch, Description, Encoding, Error, IfExists, Loss, PlannedCollection, RestoreOptions,
     RestorePlan, Result, Sink, SinkSession,
 };
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// A CouchDB server, or one that speaks its protocol, that databases are written to.
@@ -22,12 +23,13 @@ pub struct CouchSink {
     checkpoints: bool,
     /// What the last `prepare` was told; a plan has no room for it.
     prepared: Mutex<Option<IfExists>>,
+    told: Mutex<Arc<Told>>,
 }
 
 impl CouchSink {
     /// The server as a target; nothing is asked yet.
     pub fn new(server: Arc<Server>) -> CouchSink {
-        CouchSink { server, concurrency: 4, checkpoints: false, prepared: Mutex::new(None) }
+        CouchSink { server, concurrency: 4, checkpoints: false, prepared: Mutex::new(None), told: Mutex::default() }
     }
 
     /// How many requests write side by side; 4 unless told.
@@ -107,7 +109,9 @@ impl Sink for CouchSink {
     }
 
     fn leaves_out(&self, batch: &Batch) -> bool {
-        batch.kind == extras::checkpoints() && !self.checkpoints
+        let told = self.told.lock().unwrap_or_else(|e| e.into_inner());
+        let own = told.finished.load(Ordering::Relaxed) && !told.settings.load(Ordering::Relaxed);
+        (batch.kind == extras::checkpoints() && !self.checkpoints) || (batch.kind == extras::settings() && own)
     }
 
     async fn begin(&self, plan: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
@@ -123,7 +127,9 @@ impl Sink for CouchSink {
             }
             goals.push(Goal { planned, is_there, if_exists });
         }
-        Ok(Box::new(Session::new(self.server.clone(), goals, store, self.concurrency)))
+        let told = Arc::new(Told::default());
+        *self.told.lock().unwrap_or_else(|e| e.into_inner()) = told.clone();
+        Ok(Box::new(Session::new(self.server.clone(), goals, store, self.concurrency, told)))
     }
 }
 

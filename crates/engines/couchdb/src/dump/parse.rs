@@ -183,17 +183,9 @@ fn couchbackup<R: Read>(lines: &mut Lines<R>, give: &mut dyn FnMut(Found<'_>) ->
             continue;
         }
         any = true;
-        let all: Vec<&RawValue> = match serde_json::from_str(text) {
-            Ok(all) => all,
-            Err(e) => {
-                let why = format!("the line is no JSON: {e}");
-                if !give(Found::Flaw(Flaw { line: number, id: None, why })) {
-                    return Ok(());
-                }
-                continue;
-            }
-        };
-        if !together(number, &all, give) {
+        let (all, flaw) = elements(text);
+        let flaw = flaw.map(|why| Flaw { line: number, id: None, why });
+        if !together(number, &all, give) || flaw.is_some_and(|flaw| !give(Found::Flaw(flaw))) {
             return Ok(());
         }
     }
@@ -202,6 +194,39 @@ fn couchbackup<R: Read>(lines: &mut Lines<R>, give: &mut dyn FnMut(Found<'_>) ->
         give(lines.flaw("the file is empty"));
     }
     Ok(())
+}
+
+/// The elements of a list, and what is wrong after the last sound one.
+fn elements(text: &str) -> (Vec<&RawValue>, Option<String>) {
+    let mut all = Vec::new();
+    let mut rest = text.strip_prefix('[').unwrap_or(text).trim_start();
+    let bad = |count: usize, why: &str| Some(format!("the line is no JSON after {count} documents: {why}"));
+    if rest == "]" {
+        return (all, None);
+    }
+    loop {
+        let mut elements = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();
+        match elements.next() {
+            Some(Ok(element)) => all.push(element),
+            Some(Err(e)) => {
+                let flaw = bad(all.len(), &e.to_string());
+                return (all, flaw);
+            }
+            None => {
+                let flaw = bad(all.len(), "it is cut off");
+                return (all, flaw);
+            }
+        }
+        rest = rest[elements.byte_offset()..].trim_start();
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more,
+            None if rest == "]" => return (all, None),
+            None => {
+                let flaw = bad(all.len(), "there is no , or ]");
+                return (all, flaw);
+            }
+        }
+    }
 }
 
 /// Gives revisions of one document that follow one another as one.
@@ -327,7 +352,12 @@ mod tests {
         assert_eq!(of(format!("{head}\n[{A},{A},{B}]\n[]\n[{B}]\n")), ["2 a 2", "2 b 1", "4 b 1"]);
         assert_eq!(of(format!("[{A}]\n")), ["1 a 1"], "old files have no head");
         assert_eq!(of(format!("{head}\n[{A},{{\"_id\":{RESUME}\n{RESUME}\n[{A}]\n")), ["4 a 1"]);
-        assert!(of(format!("{head}\n[{A},"))[0].contains("2 None! the line is no JSON"));
+        let cut = of(format!("{head}\n[{A},{B},{{\"_id\":\"c"));
+        assert_eq!(cut[..2], ["2 a 1", "2 b 1"], "what is sound");
+        assert!(cut[2].starts_with("2 None! the line is no JSON after 2 documents"), "{cut:?}");
+        for bad in ["[", "[}", "[1 2]", "[{A}]]"] {
+            assert!(of(bad.into()).iter().any(|found| found.contains('!')), "{bad}");
+        }
         assert!(of("{}".into())[0].contains("list of documents"));
         assert_eq!(of(String::new()), ["1 None! the file is empty"]);
     }
