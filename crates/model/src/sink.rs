@@ -32,6 +32,12 @@ pub trait Sink: Send + Sync {
         None
     }
 
+    /// Whether a batch does not belong into this target: it is neither sent nor expected there.
+    fn leaves_out(&self, batch: &Batch) -> bool {
+        let _ = batch;
+        false
+    }
+
     /// Starts writing. Content of attachments is taken from `attachments`.
     async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>>;
 }

@@ -178,7 +178,7 @@ async fn read_back(job: &Job, target: &Target, parts: Vec<model::Part>, sent: &S
         let mut items = job.stop.or(target.source.read(&part, store)).await?;
         while let Some(item) = job.stop.or(async { items.next().await.transpose() }).await? {
             let ScanItem::Batch(mut batch) = item else { continue };
-            if batch.kind.is_tombstone() {
+            if batch.kind.is_tombstone() || target.sink.leaves_out(&batch) {
                 continue;
             }
             job.count(&batch);

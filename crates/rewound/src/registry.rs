@@ -1,5 +1,6 @@
 //! What a URL means: the one table of engines, and how vaults are opened.
 
+use couch::dump::Form;
 use model::{Encoding, Engine, Error, ErrorKind, Patcher, Result, Sink, Source};
 use mongo::dump::{DumpSink, DumpSource};
 use mongo::jobflow::{JobflowSink, JobflowSource, Project};
@@ -59,6 +60,30 @@ const ENGINES: &[Entry] = &[
         target: mongodb_target,
     },
     Entry {
+        scheme: "couchdb+http",
+        example: "couchdb+http://HOST:PORT[/DATABASE]",
+        source: couchdb_source,
+        target: couchdb_target,
+    },
+    Entry {
+        scheme: "couchdb+https",
+        example: "couchdb+https://HOST[/DATABASE]",
+        source: couchdb_source,
+        target: couchdb_target,
+    },
+    Entry {
+        scheme: "couchdb-dump",
+        example: "couchdb-dump:FILE",
+        source: |_, path, _| Ok(Arc::new(couch::dump::DumpSource::new(path, Form::CouchdbDump))),
+        target: |_, path, _| Ok(couch_dump(path, Form::CouchdbDump)),
+    },
+    Entry {
+        scheme: "couchbackup",
+        example: "couchbackup:FILE",
+        source: |_, path, _| Ok(Arc::new(couch::dump::DumpSource::new(path, Form::Couchbackup))),
+        target: |_, path, _| Ok(couch_dump(path, Form::Couchbackup)),
+    },
+    Entry {
         scheme: "mongodump",
         example: "mongodump:DIR",
         source: |_, path, _| Ok(Arc::new(DumpSource::new(path))),
@@ -80,7 +105,7 @@ const ENGINES: &[Entry] = &[
 ];
 
 /// Schemes that a path follows, not a host.
-const PATHS: &[&str] = &["folder", "jobflow", "mongodump"];
+const PATHS: &[&str] = &["couchbackup", "couchdb-dump", "folder", "jobflow", "mongodump"];
 
 fn mongodb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
     let server = Arc::new(mongo::Server::new(url, reach.password.clone()));
@@ -99,6 +124,33 @@ fn mongodb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
         None => sink,
     };
     Ok(Target { sink: Arc::new(sink), source: Arc::new(mongo::MongoSource::new(server)), folder: None })
+}
+
+fn couchdb_server(url: &str, reach: &Reach) -> Result<Arc<couch::Server>> {
+    Ok(Arc::new(couch::Server::new(couch::Place::parse(url, reach.password.as_deref())?)?))
+}
+
+fn couch_dump(path: &str, form: Form) -> Target {
+    let (sink, source) = (couch::dump::DumpSink::new(path, form), couch::dump::DumpSource::new(path, form));
+    Target { sink: Arc::new(sink), source: Arc::new(source), folder: None }
+}
+
+fn couchdb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
+    let source = couch::CouchSource::new(couchdb_server(url, reach)?);
+    Ok(Arc::new(match reach.concurrency {
+        Some(requests) => source.concurrency(requests),
+        None => source,
+    }))
+}
+
+fn couchdb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
+    let server = couchdb_server(url, reach)?;
+    let sink = couch::CouchSink::new(server.clone());
+    let sink = match reach.concurrency {
+        Some(requests) => sink.concurrency(requests),
+        None => sink,
+    };
+    Ok(Target { sink: Arc::new(sink), source: Arc::new(couch::CouchSource::new(server)), folder: None })
 }
 
 /// The keys, in an engine's own bytes, that a text may mean.
@@ -137,7 +189,7 @@ pub fn readable(encoding: Encoding, body: &[u8]) -> Vec<u8> {
 const VAULT_SCHEMES: &[&str] = &["s3"];
 
 /// Engines that are planned: named, so that the error can say that they do not work yet.
-const PLANNED: &[&str] = &["couchdb", "ravendb", "rethinkdb", "rxdb"];
+const PLANNED: &[&str] = &["ravendb", "rethinkdb", "rxdb"];
 
 /// Where a restore goes to.
 #[derive(Clone)]
@@ -263,7 +315,7 @@ mod tests {
             ("/a/b", ErrorKind::Input, "does not say what it is"),
             ("folder:", ErrorKind::Input, "names no place"),
             ("mongodb://", ErrorKind::Input, "names no place"),
-            ("couchdb+https://h/d", ErrorKind::Unsupported, "not supported by this version"),
+            ("rxdb+https://h/d", ErrorKind::Unsupported, "not supported by this version"),
             ("oracle://h", ErrorKind::Input, "no engine that Rewound knows"),
         ] {
             let error = source(url, &Reach::default()).map(drop).unwrap_err();

@@ -417,7 +417,12 @@ impl<'a> Round<'a> {
                         run.scanned_at(mark.time).await;
                     }
                     let position = Some(mark.position.clone());
-                    PointDetails { time: mark.time, consistency: Consistency::OneTime, position, gap, skipped }
+                    // A feed of latest states tells of each document by itself.
+                    let consistency = match self.description.feed {
+                        FeedKind::EveryChange => Consistency::OneTime,
+                        FeedKind::LatestState => Consistency::PerDocument,
+                    };
+                    PointDetails { time: mark.time, consistency, position, gap, skipped }
                 }
                 (None, Some(scan)) => {
                     let uneven = scan.found.uneven || scan.from != scan.time;

@@ -2,11 +2,14 @@
 //! faults, and generators of hard documents. A dev-dependency only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod captured;
 pub mod documents;
 pub mod faulty;
 pub mod mongod;
 pub mod moto;
+pub mod pouchdb;
 pub mod proxy;
 pub mod sink;
 pub mod source;
 pub mod storage;
+pub mod web;

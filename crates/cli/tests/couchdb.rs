@@ -1,0 +1,199 @@
+//! Databases of CouchDB's protocol through the binary, on a real server.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::Host;
+use testkit::pouchdb::CouchServer;
+
+/// A leaf revision.
+fn leaf(id: &str, history: &[&str], members: &str) -> String {
+    let (start, ids) = (history.len(), serde_json::to_string(history).unwrap());
+    format!(
+        r#"{{"_id":"{id}","_rev":"{start}-{}",{members},"_revisions":{{"start":{start},"ids":{ids}}}}}"#,
+        history[0]
+    )
+}
+
+/// A database with an example of most things.
+fn fill(couch: &CouchServer) -> String {
+    let db = couch.database();
+    let mut all: Vec<_> = (0..500).map(|i| leaf(&format!("d{i}"), &["a"], &format!(r#""i":{i}"#))).collect();
+    all.push(leaf("conflict", &["a2", "a1"], r#""v":"a""#));
+    all.push(leaf("conflict", &["b2", "b1"], r#""v":"b""#));
+    all.push(leaf("gone", &["c2", "c1"], r#""_deleted":true,"why":"kept""#));
+    all.push(leaf("small", &["f"], r#""_attachments":{"a.txt":{"content_type":"text/plain","data":"aGVsbG8="}}"#));
+    let large = "QUFB".repeat(2 << 20);
+    all.push(leaf("large", &["f"], &format!(r#""_attachments":{{"b":{{"content_type":"x/y","data":"{large}"}}}}"#)));
+    couch.put_all(&db, &all);
+    couch.put_all(&db, &[leaf("_design/no", &["e"], r#""validate_doc_update":"function(){throw({forbidden:'no'})}""#)]);
+    couch.done("PUT", &format!("/{db}/_security"), r#"{"admins":{"names":["bob"]}}"#);
+    db
+}
+
+/// All documents of a database, deleted and conflicting ones with them.
+fn state(couch: &CouchServer, db: &str) -> Vec<String> {
+    let rows = couch.done("GET", &format!("/{db}/_changes?style=all_docs"), "");
+    let mut all = vec![couch.done("GET", &format!("/{db}/_security"), "").to_string()];
+    for row in rows["results"].as_array().unwrap() {
+        let id = row["id"].as_str().unwrap();
+        let state = couch.done("GET", &format!("/{db}/{id}?open_revs=all&revs=true&attachments=true"), "");
+        // Neither the order of leaves nor that of what is said of an attachment is data.
+        let mut leaves: Vec<_> =
+            state.as_array().unwrap().iter().map(|leaf| sorted(leaf.clone()).to_string()).collect();
+        leaves.sort();
+        all.push(leaves.join(","));
+    }
+    all.sort();
+    all
+}
+
+fn sorted(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::Array(all) => all.into_iter().map(sorted).collect(),
+        Value::Object(all) => {
+            let mut all: Vec<_> = all.into_iter().map(|(name, value)| (name, sorted(value))).collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all.into_iter().collect()
+        }
+        other => other,
+    }
+}
+
+/// Without printing megabytes.
+#[track_caller]
+fn same(found: &[String], expected: &[String]) {
+    let short = |s: &String| s.chars().take(500).collect::<String>();
+    for (a, b) in found.iter().zip(expected) {
+        assert!(a == b, "\n{}\n{}", short(a), short(b));
+    }
+    assert_eq!(found.len(), expected.len());
+}
+
+#[test]
+fn a_database_from_the_first_backup_to_the_restore() {
+    let (couch, host) = (CouchServer::shared(), Host::ready());
+    let db = fill(&couch);
+    let url = couch.url(&db);
+    let backup = |more: &[&str]| host.run(&[&["backup", &url, "--to", "v", "--json"], more].concat()).ends(0);
+    let first = backup(&[]);
+    assert_eq!(first.of("vault")[0]["point"]["engine"], "couchdb");
+    let before = state(&couch, &db);
+
+    // Nothing has changed, then something has.
+    let second = backup(&[]);
+    assert_eq!(second.of("vault")[0]["point"]["changed"], 0, "{second:?}");
+    couch.done("PUT", &format!("/{db}/_security"), r#"{"admins":{"names":["eve"]}}"#);
+    couch.put_all(&db, &[]);
+    let design = format!("/{db}/_design/no?rev=1-e");
+    couch.done("DELETE", &design, "");
+    couch.put_all(
+        &db,
+        &[
+            leaf("d7", &["b", "a"], r#""i":700"#),
+            leaf("d8", &["b", "a"], r#""_deleted":true"#),
+            leaf("small", &["g", "f"], r#""_attachments":{"n":{"content_type":"text/plain","data":"d29ybGQ="}}"#),
+            leaf("new", &["a"], r#""n":1"#),
+        ],
+    );
+    let third = backup(&[]);
+    assert!(third.of("summary")[0].to_string().contains("changes"), "{third:?}");
+    let after = state(&couch, &db);
+    host.read(&["verify", "v"]).ends(0);
+
+    // Both states come back, with proof; what is there is refused, and replaced when asked for.
+    let to = couch.database_name();
+    let into = couch.url(&to);
+    let points = host.read(&["points", "v", "--json"]).ends(0).of("point");
+    let oldest =
+        points.iter().map(|p| p["id"].as_str().or(p["point"].as_str()).unwrap().to_owned()).collect::<Vec<_>>();
+    let ran = host.read(&["restore", "v", "--into", &into, "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    same(&state(&couch, &to), &after);
+    host.read(&["restore", "v", "--into", &into]).fails(1, "the target has already");
+    for point in oldest.iter().take(1) {
+        let args = ["restore", "v", "--into", &into, "--point", point, "--if-exists", "replace", "--json"];
+        let ran = host.read(&args).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+        let now = state(&couch, &to);
+        assert!(now == before || now == after);
+    }
+
+    // One document through time.
+    let found = host.read(&["find", "v", &db, "d7", "--json"]).ends(0);
+    assert!(found.out.contains("changed") || found.of("version").len() == 2, "{found:?}");
+    let shown = host.read(&["find", "v", &db, "conflict", "--show"]).ends(0);
+    assert!(shown.out.contains(r#""v":"b""#) && shown.out.contains(r#""v":"a""#), "{shown:?}");
+}
+
+#[test]
+fn all_databases_of_a_server() {
+    let (couch, host) = (CouchServer::start(), Host::ready());
+    for i in 0..12 {
+        couch.done("PUT", &format!("/fs_{i}"), "");
+        couch.put_all(&format!("fs_{i}"), &[leaf("a", &["a"], &format!(r#""i":{i}"#))]);
+    }
+    couch.done("PUT", "/other", "");
+    host.run(&["backup", &couch.url("fs_*"), "--to", "v"]).ends(0);
+    let there = CouchServer::start();
+    let ran = host.read(&["restore", "v", "--into", &there.url(""), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    for i in 0..12 {
+        assert_eq!(state(&couch, &format!("fs_{i}")), state(&there, &format!("fs_{i}")));
+    }
+    assert_eq!(there.ask("GET", "/other", "").0, 404);
+}
+
+#[test]
+fn dumps_become_vaults_and_databases_dumps() {
+    let (couch, host) = (CouchServer::shared(), Host::ready());
+    let db = fill(&couch);
+    let url = couch.url(&db);
+    // What a dump has no place for is named first.
+    host.read(&["copy", &url, "couchbackup:shop.txt"]).fails(1, "_security");
+    let ran = host.read(&["copy", &url, "couchbackup:shop.txt", "--allow-loss", "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    host.run(&["backup", "couchbackup:shop.txt", "--to", "v"]).ends(0);
+    let to = couch.database_name();
+    host.read(&["restore", "v", "--into", &couch.url(&to)]).ends(0);
+    let without_security = |db: &str| {
+        state(&couch, db).into_iter().filter(|s| !s.starts_with('{') || s.contains("_id")).collect::<Vec<_>>()
+    };
+    same(&without_security(&to), &without_security(&db));
+
+    let dump = host.path("shop.txt");
+    let whole = std::fs::read(&dump).unwrap();
+    std::fs::write(&dump, &whole[..whole.len() - 100]).unwrap();
+    host.run(&["backup", "couchbackup:shop.txt", "--to", "v"]).fails(1, "shop.txt line");
+    let ran = host.run(&["backup", "couchbackup:shop.txt", "--to", "v", "--skip-bad"]).ends(3);
+    assert!(ran.out.contains("left out: shop.txt line 2: the line is no JSON after 505 documents"), "{ran:?}");
+}
+
+#[test]
+fn live_backup_stores_what_changes() {
+    let (couch, host) = (CouchServer::start(), Host::ready());
+    couch.done("PUT", "/shop", "");
+    couch.put_all("shop", &[leaf("a", &["1"], r#""v":1"#)]);
+    let mut live = host.command(&["backup", &couch.url("shop"), "--to", "v", "--live", "--json"]).spawn().unwrap();
+    let chains = || if host.path("v/history").is_dir() { host.tree("v/history").len() } else { 0 };
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !done() {
+            assert!(start.elapsed().as_secs() < 60, "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    };
+    wait("it begins", &|| chains() > 0);
+    let before = chains();
+    couch.put_all("shop", &[leaf("a", &["2", "1"], r#""v":2"#), leaf("b", &["1"], r#""v":1"#)]);
+    wait("changes are stored", &|| chains() > before);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let stopped = std::process::Command::new("kill").args(["-INT", &live.id().to_string()]).status().unwrap();
+    assert!(stopped.success());
+    assert!(live.wait().unwrap().code().is_some());
+    let to = couch.database_name();
+    let ran = host.read(&["restore", "v", "--into", &couch.url(&to), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    same(&state(&couch, &to), &state(&couch, "shop"));
+}

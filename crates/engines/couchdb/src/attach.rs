@@ -1,0 +1,269 @@
+//! Writing leaves that have attachments, with the content as it was stored.
+
+use crate::client::{Failure, Request, document_path};
+use crate::document::{self, About, Content};
+use crate::inline;
+use crate::leaf::{Attached, Leaf};
+use crate::members::{Members, quoted};
+use crate::writer::{Bulk, Writer};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream;
+use model::{AttachmentRef, AttachmentStore, AttachmentStream, Batch, Error, Kind, Result, collect_attachment};
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use serde::Deserialize;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Bytes of one attachment that a server without multipart bodies is given: they are in memory as a
+/// whole, twice.
+const WHOLE_MAX: usize = 64 << 20;
+
+/// Where the content of an entry is.
+#[derive(Clone)]
+enum Source {
+    Here(Bytes),
+    Stored(Arc<dyn AttachmentStore>, AttachmentRef),
+}
+
+impl Source {
+    async fn open(&self) -> Result<AttachmentStream> {
+        match self {
+            Source::Here(bytes) => Ok(stream::iter([Ok(bytes.clone())]).boxed()),
+            Source::Stored(store, reference) => store.open(reference).await,
+        }
+    }
+
+    /// A part of the content.
+    async fn part(&self, from: u64, bytes: u64) -> Result<AttachmentStream> {
+        let mut skip = from;
+        let mut left = bytes;
+        let cut = self.open().await?.filter_map(move |piece| {
+            let cut = piece.map(|mut piece| {
+                let skipped = skip.min(piece.len() as u64);
+                skip -= skipped;
+                piece = piece.slice(skipped as usize..);
+                piece.truncate(left.min(piece.len() as u64) as usize);
+                left -= piece.len() as u64;
+                piece
+            });
+            futures::future::ready(Some(cut).filter(|c| c.as_ref().map_or(true, |p| !p.is_empty())))
+        });
+        Ok(cut.boxed())
+    }
+}
+
+/// One attachment with where its content is.
+struct Placed<'a> {
+    attached: Attached<'a>,
+    from: u64,
+}
+
+impl Writer {
+    /// Writes entries with attachments, those with these numbers.
+    pub async fn attached(&self, batch: &Batch, numbers: &[usize], store: &Arc<dyn AttachmentStore>) -> Result<u64> {
+        let mut bytes = 0;
+        for i in numbers.iter().copied() {
+            let bad = |e| Error::corrupt("the entry of a document's attachments is no JSON").caused_by(e);
+            let about: About = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
+            let source = match batch.kind {
+                Kind::Attachment => Source::Stored(store.clone(), batch.attachments[i].clone()),
+                _ => {
+                    #[derive(Deserialize)]
+                    struct Data {
+                        data: String,
+                    }
+                    let data: Data = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
+                    Source::Here(inline::content(&data.data)?.into())
+                }
+            };
+            bytes += about.contents.iter().map(|c| c.bytes).sum::<u64>();
+            for leaf in document::leaves(about.body.get().as_bytes())? {
+                if !leaf.attachments.is_empty() {
+                    self.leaf(&leaf, placed(&leaf, &about.contents)?, &source).await?;
+                }
+            }
+            self.arrived(batch.key_of(i));
+        }
+        Ok(bytes)
+    }
+
+    async fn leaf(&self, leaf: &Leaf<'_>, all: Vec<Placed<'_>>, source: &Source) -> Result<()> {
+        match document_path(&self.database, &leaf.id) {
+            Some(path) if self.multipart => self.multipart(&path, leaf, &all, source).await,
+            _ => self.whole(leaf, &all, source).await,
+        }
+    }
+
+    /// One request with the revision and all its content, as stored.
+    async fn multipart(&self, path: &str, leaf: &Leaf<'_>, all: &[Placed<'_>], source: &Source) -> Result<()> {
+        let about = |one: &Placed<'_>| format!("{{{},\"follows\":true}}", one.attached.about);
+        let json = with_attachments(&leaf.text, None, all.iter().map(|one| (&*one.attached.name, about(one))))?;
+        let boundary = boundary(&leaf.text);
+        let mut heads: Vec<Bytes> = Vec::with_capacity(all.len());
+        let mut before = format!("--{boundary}\r\nContent-Type: application/json\r\n\r\n").into_bytes();
+        before.extend_from_slice(&json);
+        for one in all {
+            before.extend_from_slice(
+                format!("\r\n--{boundary}\r\nContent-Length: {}\r\n", one.attached.stored).as_bytes(),
+            );
+            if let Some(encoding) = &one.attached.encoding {
+                before.extend_from_slice(format!("Content-Encoding: {encoding}\r\n").as_bytes());
+            }
+            before.extend_from_slice(b"\r\n");
+            heads.push(std::mem::take(&mut before).into());
+        }
+        let end = Bytes::from(format!("\r\n--{boundary}--"));
+        let length = heads.iter().map(|h| h.len() as u64).sum::<u64>()
+            + all.iter().map(|one| one.attached.stored).sum::<u64>()
+            + end.len() as u64;
+        let request = Request::new(Method::PUT, format!("{path}?new_edits=false"));
+        let client = &self.server.client;
+        let sending = || async {
+            let mut pieces: Vec<AttachmentStream> = Vec::with_capacity(2 * all.len() + 1);
+            for (head, one) in heads.iter().zip(all) {
+                pieces.push(stream::iter([Ok(head.clone())]).boxed());
+                pieces.push(lazily(source.clone(), one.from, one.attached.stored));
+            }
+            pieces.push(stream::iter([Ok(end.clone())]).boxed());
+            let built = client
+                .build(&request)?
+                .header(CONTENT_TYPE, format!("multipart/related; boundary=\"{boundary}\""))
+                .header(CONTENT_LENGTH, length)
+                .body(reqwest::Body::wrap_stream(stream::iter(pieces).flatten()));
+            client.once(built).await.map(drop)
+        };
+        client
+            .with_retries(|| async { sending().await.map_err(|e: Failure| e) })
+            .await
+            .map_err(|e| e.context(format!("writing the attachments of document {}", leaf.id)))
+    }
+
+    /// The revision with its content as text, for servers that take nothing else. They set `revpos` to
+    /// the generation that content comes with: so content of older ones comes with these.
+    async fn whole(&self, leaf: &Leaf<'_>, all: &[Placed<'_>], source: &Source) -> Result<()> {
+        let (generation, ids) = Leaf::history(&leaf.text)?;
+        let mut steps: Vec<u64> = all.iter().map(|one| one.attached.revpos.min(generation)).collect();
+        let has_id = |step: u64| ((generation - step) as usize) < ids.len();
+        steps.retain(|step| has_id(*step));
+        steps.push(generation);
+        steps.sort_unstable();
+        steps.dedup();
+        for (number, step) in steps.iter().enumerate() {
+            let before = number.checked_sub(1).map_or(0, |n| steps[n]);
+            let mut list = Vec::new();
+            for one in all {
+                let at = Some(one.attached.revpos.min(generation)).filter(|at| has_id(*at)).unwrap_or(generation);
+                if at > *step {
+                    continue;
+                }
+                let about = &one.attached.about;
+                list.push((
+                    &*one.attached.name,
+                    match at > before {
+                        true => format!("{{{about},\"data\":\"{}\"}}", STANDARD.encode(content(one, source).await?)),
+                        false => format!("{{{about},\"stub\":true}}"),
+                    },
+                ));
+            }
+            let ancestor = (*step < generation).then(|| (*step, &ids[(generation - step) as usize..]));
+            let mut bulk = Bulk::default();
+            bulk.push(&with_attachments(&leaf.text, ancestor, list.into_iter())?);
+            self.bulk(bulk.take(false)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Where each attachment's content is, in the order of the content.
+fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> {
+    let mut all = Vec::with_capacity(leaf.attachments.len());
+    for attached in &leaf.attachments {
+        let mut from = 0;
+        let found = contents.iter().find(|c| {
+            let is_it = c.digest == attached.digest && c.bytes == attached.stored;
+            from += if is_it { 0 } else { c.bytes };
+            is_it
+        });
+        if found.is_none() {
+            return Err(Error::corrupt(format!(
+                "the content of attachment {} of document {} is missing",
+                attached.name, leaf.id
+            )));
+        }
+        all.push(Placed { attached: attached.clone(), from });
+    }
+    all.sort_by_key(|one| one.from);
+    Ok(all)
+}
+
+/// The content of one attachment, opened when it is its turn.
+fn lazily(source: Source, from: u64, bytes: u64) -> AttachmentStream {
+    use futures::TryStreamExt;
+    stream::once(async move { source.part(from, bytes).await }).try_flatten().boxed()
+}
+
+/// One attachment as users see it, whole.
+async fn content(one: &Placed<'_>, source: &Source) -> Result<Vec<u8>> {
+    let stored = collect_attachment(source.part(one.from, one.attached.stored).await?, WHOLE_MAX).await?;
+    if one.attached.encoding.as_deref() != Some("gzip") {
+        return Ok(stored.to_vec());
+    }
+    let mut plain = Vec::new();
+    let read = flate2::read::GzDecoder::new(&stored[..]).take(WHOLE_MAX as u64).read_to_end(&mut plain);
+    read.map_err(|e| Error::corrupt(format!("attachment {} is no gzip", one.attached.name)).caused_by(e))?;
+    Ok(plain)
+}
+
+/// A revision with other words on its attachments; or an ancestor of it that has only these.
+fn with_attachments<'a>(
+    text: &str,
+    ancestor: Option<(u64, &[String])>,
+    list: impl Iterator<Item = (&'a str, String)>,
+) -> Result<Vec<u8>> {
+    let members: Members<'_> =
+        serde_json::from_str(text).map_err(|e| Error::corrupt("a document is no JSON").caused_by(e))?;
+    let mut out = Vec::with_capacity(text.len() + 256);
+    let mut put = |name: &str, value: &[u8]| {
+        out.push(if out.is_empty() { b'{' } else { b',' });
+        quoted(name, &mut out);
+        out.push(b':');
+        out.extend_from_slice(value);
+    };
+    match ancestor {
+        None => {
+            for (name, value) in members.0.iter().filter(|(name, _)| name != "_attachments") {
+                put(name, value.get().as_bytes());
+            }
+        }
+        Some((generation, ids)) => {
+            put("_id", members.get("_id").map_or("null", |v| v.get()).as_bytes());
+            let first = ids.first().map_or("", |id| id);
+            put("_rev", serde_json::json!(format!("{generation}-{first}")).to_string().as_bytes());
+            put("_revisions", serde_json::json!({ "start": generation, "ids": ids }).to_string().as_bytes());
+        }
+    }
+    let mut all = Vec::new();
+    for (name, about) in list {
+        all.push(if all.is_empty() { b'{' } else { b',' });
+        quoted(name, &mut all);
+        all.push(b':');
+        all.extend_from_slice(about.as_bytes());
+    }
+    all.push(b'}');
+    put("_attachments", &all);
+    out.push(b'}');
+    Ok(out)
+}
+
+/// What no content has in it but by a chance that there is not.
+fn boundary(text: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(text.as_bytes()).update(&now.to_le_bytes());
+    hasher.finalize().to_hex()[..40].to_owned()
+}

@@ -1,0 +1,315 @@
+//! Following the databases of a server by their sequences.
+//!
+//! Each round asks all databases where they stand, and reads what has changed of those that have moved.
+//! The feed tells what a document is now, not what happened to it.
+
+use crate::error::unheard;
+use crate::extras;
+use crate::fetch;
+use crate::inline;
+use crate::position::{Places, Stand, number};
+use crate::read::{Attached, Read, Reader};
+use crate::rows::{self, Row};
+use crate::server::Database;
+use crate::source::CouchSource;
+use futures::StreamExt;
+use model::{
+    AttachmentStore, Batch, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
+    Following, Gap, Kind, Result, Until, limits,
+};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::Sender;
+
+/// Items that may wait for whoever reads.
+const WAITING: usize = 4;
+/// The pause between rounds.
+const PAUSE: Duration = Duration::from_millis(700);
+/// Rows that are asked for at first, before it is known how much they come to.
+const PAGE_FIRST: usize = 200;
+/// Bytes that a page of rows should come to: whoever reads holds them until the next commit.
+const PAGE_BYTES: usize = 4 << 20;
+/// How often settings and `_local` documents are looked at while following for ever: no sequence tells
+/// of their changes.
+const EXTRAS: Duration = Duration::from_secs(30);
+
+pub(crate) async fn follow(
+    source: CouchSource,
+    from: Following,
+    until: Until,
+    store: Arc<dyn AttachmentStore>,
+) -> Result<ChangeStream> {
+    let places = Places::read(&from.position)?;
+    let (out, items) = tokio::sync::mpsc::channel(WAITING);
+    let mut follower = Follower { source, last: from.time, from, places, out: out.clone(), looked: None, store };
+    tokio::spawn(async move {
+        let result = tokio::select! {
+            result = follower.run(until) => result,
+            () = out.closed() => return,
+        };
+        if let Err(e) = result {
+            // If nobody listens any more, nobody wants to know.
+            let _ = out.send(Err(e)).await;
+        }
+    });
+    Ok(futures::stream::unfold(items, |mut items| async { items.recv().await.map(|item| (item, items)) }).boxed())
+}
+
+struct Follower {
+    source: CouchSource,
+    from: Following,
+    places: Places,
+    /// The time of the last change or commit.
+    last: EngineTime,
+    out: Sender<Result<ChangeItem>>,
+    /// When settings were last looked at.
+    looked: Option<Instant>,
+    store: Arc<dyn AttachmentStore>,
+}
+
+/// What became of some documents.
+enum Told {
+    /// They were given, so many bytes.
+    Bytes(usize),
+    /// They cannot be, and why.
+    Lost(String),
+}
+
+/// How a round ended.
+enum Round {
+    Complete,
+    Lost,
+}
+
+impl Follower {
+    async fn run(&mut self, until: Until) -> Result<()> {
+        loop {
+            let began = Instant::now();
+            match self.round().await? {
+                Round::Lost => return Ok(()),
+                Round::Complete => self.commit().await?,
+            }
+            if until == Until::Now {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE.saturating_sub(began.elapsed())).await;
+        }
+    }
+
+    async fn send(&self, item: ChangeItem) -> Result<()> {
+        self.out.send(Ok(item)).await.map_err(|_| unheard())
+    }
+
+    /// Says that all is told up to where the databases are known to stand.
+    async fn commit(&mut self) -> Result<()> {
+        let (position, time) = (self.places.position()?, self.tick());
+        self.send(ChangeItem::Commit { position, time }).await
+    }
+
+    /// Our clock, never going back.
+    fn tick(&mut self) -> EngineTime {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        self.last = EngineTime::wall(now.max(self.last.millis + 1));
+        self.last
+    }
+
+    /// Brings everything up to where the databases stand at its beginning.
+    async fn round(&mut self) -> Result<Round> {
+        let databases = self.source.databases(&self.from.selection).await;
+        let databases = match databases {
+            Err(e) if e.kind() == model::ErrorKind::Missing => Vec::new(),
+            other => other?,
+        };
+        let there: BTreeSet<&str> = databases.iter().map(|d| &*d.name).collect();
+        let gone: Vec<String> =
+            self.places.databases.keys().filter(|name| !there.contains(&***name)).cloned().collect();
+        for name in gone {
+            let Some(stand) = self.places.databases.remove(&name) else { continue };
+            let time = self.tick();
+            self.send(ChangeItem::Catalog { info: None, collection: CollectionId::new(&stand.id), time }).await?;
+        }
+        let looks = self.looked.is_none_or(|at| at.elapsed() >= EXTRAS);
+        for database in &databases {
+            if let Some(why) = self.database(database, looks).await? {
+                self.send(ChangeItem::Gap(Gap { from: self.from.time, to: None, why })).await?;
+                return Ok(Round::Lost);
+            }
+        }
+        if looks {
+            self.looked = Some(Instant::now());
+        }
+        Ok(Round::Complete)
+    }
+
+    /// Brings one database up to date; why that is not possible, if so.
+    async fn database(&mut self, database: &Database, looks: bool) -> Result<Option<String>> {
+        let name = &database.name;
+        let server = self.source.server.clone();
+        let known = self.places.databases.get(name).cloned();
+        let is_new = known.is_none();
+        let mut stand = match known {
+            Some(stand) => {
+                let moved = stand.seq != database.info.seq() || stand.id != database.id().as_str();
+                if (moved || looks)
+                    && let Some(why) = stand.lost(&server, database).await?
+                {
+                    return Ok(Some(why));
+                }
+                stand
+            }
+            None => {
+                let limit = server.revs_limit(name).await?;
+                let info = database.collection(limit, self.from.selection.no_attachments);
+                let time = self.tick();
+                self.send(ChangeItem::Catalog { collection: info.id.clone(), info: Some(info), time }).await?;
+                Stand { seq: "0".into(), purge: String::new(), ..Stand::now(&server, database).await? }
+            }
+        };
+        let selection = Arc::new(self.from.selection.clone());
+        let reader = self.source.reader(name, database.id(), self.store.clone(), selection);
+        if stand.purge != database.info.purge_seq() {
+            if !is_new && let Some(why) = self.purges(&reader, &stand, database).await? {
+                return Ok(Some(why));
+            }
+            stand.purge = database.info.purge_seq();
+        }
+        if stand.seq != database.info.seq() {
+            let mut limit = PAGE_FIRST;
+            loop {
+                let page = rows::page(&server.client, name, &stand.seq, limit).await?;
+                if database.instance.is_none()
+                    && let Some(row) = page.rows.last()
+                {
+                    stand.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
+                }
+                let count = page.rows.len();
+                match self.documents(&reader, page.rows).await? {
+                    Told::Bytes(bytes) => limit = (PAGE_BYTES / (bytes / count.max(1)).max(1)).clamp(1, rows::PAGE),
+                    Told::Lost(why) => return Ok(Some(why)),
+                }
+                let same = stand.seq == page.last;
+                stand.seq = page.last;
+                if same || !page.more {
+                    break;
+                }
+                // Whoever reads need not hold all of it.
+                self.places.databases.insert(name.clone(), stand.clone());
+                self.commit().await?;
+            }
+        }
+        if is_new || looks {
+            let extras = extras::read(&server, name).await?;
+            let now = extras::fingerprint(&extras);
+            if now != stand.extras {
+                for batch in reader.extras(&extras) {
+                    let times = vec![self.tick(); batch.len()];
+                    self.send(ChangeItem::Batch(ChangeBatch { batch, times })).await?;
+                }
+                stand.extras = now;
+            }
+        }
+        self.places.databases.insert(name.clone(), stand);
+        Ok(None)
+    }
+
+    /// What was purged leaves no row: each of those documents is looked at.
+    async fn purges(&mut self, reader: &Reader, stand: &Stand, database: &Database) -> Result<Option<String>> {
+        let (then, now) = (number(&stand.purge), number(&database.info.purge_seq()));
+        let count = now.zip(then).and_then(|(now, then)| now.checked_sub(then));
+        let purged = self.source.server.purged(&database.name).await?;
+        let (Some(count), Some(ids)) = (count, purged) else {
+            return Ok(Some(format!("documents of {} were purged, and the server does not tell which", database.name)));
+        };
+        if ids.len() as u64 >= count {
+            let rows = ids.into_iter().collect::<BTreeSet<_>>().into_iter().map(|id| Row { id, revs: Vec::new() });
+            return Ok(match self.documents(reader, rows.collect()).await? {
+                Told::Bytes(_) => None,
+                Told::Lost(why) => Some(why),
+            });
+        }
+        Ok(Some(format!(
+            "{count} documents of {} were purged, and the server no longer knows all of them",
+            database.name
+        )))
+    }
+
+    /// Tells what these documents are now.
+    async fn documents(&mut self, reader: &Reader, mut rows: Vec<Row>) -> Result<Told> {
+        let mut bytes = 0;
+        while !rows.is_empty() {
+            let rest = rows.split_off(rows.len().min(reader.pace.count()));
+            let some = std::mem::replace(&mut rows, rest);
+            let fetched = fetch::fetch(&reader.server.client, &reader.database, &some, &reader.pace).await?;
+            let time = self.tick();
+            let mut gathered = Gathered::new(&reader.collection);
+            for (i, row) in some.iter().enumerate() {
+                if !reader.selection.takes_key(&reader.database, row.id.as_bytes()) {
+                    continue;
+                }
+                let read = reader.read_one(&fetched, i, false).await?;
+                if matches!(read.attached, Attached::TooLarge) {
+                    return Ok(Told::Lost(format!(
+                        "the attachments of document {} in {} have changed, and are too large for the change log",
+                        row.id, reader.database
+                    )));
+                }
+                gathered.add(row, read);
+                if gathered.bytes() >= limits::BATCH {
+                    bytes += gathered.bytes();
+                    self.give(&mut gathered, time).await?;
+                }
+            }
+            bytes += gathered.bytes();
+            self.give(&mut gathered, time).await?;
+        }
+        Ok(Told::Bytes(bytes))
+    }
+
+    async fn give(&self, gathered: &mut Gathered, time: EngineTime) -> Result<()> {
+        for batch in gathered.take() {
+            let times = vec![time; batch.len()];
+            self.send(ChangeItem::Batch(ChangeBatch { batch, times })).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Changes by what they are.
+struct Gathered([BatchBuilder; 5]);
+
+impl Gathered {
+    fn new(collection: &CollectionId) -> Gathered {
+        let kinds = [
+            Kind::Document,
+            Kind::Tombstone,
+            inline::kind(),
+            Kind::tombstone_of(inline::kind().space()),
+            Kind::tombstone_of(Kind::Attachment.space()),
+        ];
+        Gathered(kinds.map(|kind| BatchBuilder::new(collection.clone(), kind, Encoding::Json)))
+    }
+
+    fn add(&mut self, row: &Row, read: Read) {
+        let key = row.id.as_bytes();
+        let [documents, gone, inlined, not_inlined, not_stored] = &mut self.0;
+        match read.body {
+            Some(body) => documents.push(key, &body),
+            None => gone.push(key, b""),
+        }
+        match read.attached {
+            Attached::Inline(entry) => inlined.push(key, &entry),
+            _ => not_inlined.push(key, b""),
+        }
+        // Whatever a scan has stored apart for it no longer counts.
+        not_stored.push(key, b"");
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().map(BatchBuilder::bytes).sum()
+    }
+
+    fn take(&mut self) -> Vec<Batch> {
+        self.0.iter_mut().filter(|b| !b.is_empty()).map(BatchBuilder::take).collect()
+    }
+}

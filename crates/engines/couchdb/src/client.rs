@@ -1,0 +1,303 @@
+//! Speaking to the server: logging in, trying again, and telling what went wrong.
+
+use crate::place::Place;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use model::{Error, ErrorKind, Result};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often one request is tried.
+const TRIES: u32 = 6;
+/// The first pause between tries; each is twice as long as the one before.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause, whatever the server asks for.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A server that says nothing for so long is given up; its heartbeats come more often.
+const SILENCE: Duration = Duration::from_secs(90);
+/// What stays as it is in a path; `+` must not, as some servers take it for a space.
+const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b'.');
+
+/// A request that can be sent again.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub method: Method,
+    pub path: String,
+    pub body: Option<Bytes>,
+    pub accept: Option<&'static str>,
+    pub gzip: bool,
+}
+
+impl Request {
+    pub fn new(method: Method, path: impl Into<String>) -> Request {
+        Request { method, path: path.into(), body: None, accept: None, gzip: false }
+    }
+
+    pub fn get(path: impl Into<String>) -> Request {
+        Request::new(Method::GET, path)
+    }
+
+    pub fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Request {
+        Request { body: Some(body.into()), ..Request::new(Method::POST, path) }
+    }
+
+    pub fn put(path: impl Into<String>, body: impl Into<Bytes>) -> Request {
+        Request { body: Some(body.into()), ..Request::new(Method::PUT, path) }
+    }
+}
+
+/// A name as one piece of a path.
+pub(crate) fn segment(name: &str) -> String {
+    utf8_percent_encode(name, KEPT).to_string()
+}
+
+/// The path of a document; `None` for ids that a URL cannot hold.
+pub(crate) fn document_path(database: &str, id: &str) -> Option<String> {
+    let database = segment(database);
+    match id.split_once('/') {
+        Some((special @ ("_design" | "_local"), rest)) => Some(format!("{database}/{special}/{}", segment(rest))),
+        _ if id == "." || id == ".." => None,
+        _ => Some(format!("{database}/{}", segment(id))),
+    }
+}
+
+/// A server that can be asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    place: Arc<Place>,
+    login: Option<HeaderValue>,
+}
+
+impl Client {
+    pub fn new(place: Place) -> Result<Client> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(SILENCE)
+            .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|e| Error::new(ErrorKind::Retry, "HTTPS cannot be set up").caused_by(e))?;
+        let login = place.user.as_ref().map(|(name, password)| {
+            use base64::Engine;
+            let text = base64::engine::general_purpose::STANDARD.encode(format!("{name}:{password}"));
+            HeaderValue::from_str(&format!("Basic {text}")).map(|mut value| {
+                value.set_sensitive(true);
+                value
+            })
+        });
+        let login = login.transpose().map_err(|_| Error::input("user and password cannot be sent"))?;
+        Ok(Client { http, place: Arc::new(place), login })
+    }
+
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// A request that is not sent yet.
+    pub fn build(&self, request: &Request) -> Result<reqwest::RequestBuilder> {
+        let url = self.place.base.join(&request.path).map_err(|e| Error::bug("a path is no URL").caused_by(e))?;
+        let mut built = self.http.request(request.method.clone(), url);
+        if let Some(login) = &self.login {
+            built = built.header(AUTHORIZATION, login.clone());
+        }
+        if let Some(body) = &request.body {
+            built = built.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        if request.gzip {
+            built = built.header(reqwest::header::ACCEPT_ENCODING, "gzip");
+        }
+        Ok(built.header(ACCEPT, request.accept.unwrap_or("application/json")))
+    }
+
+    /// Sends a request once.
+    pub async fn once(&self, built: reqwest::RequestBuilder) -> Result<Response, Failure> {
+        let response = built.send().await.map_err(|e| Failure::passing(self.transport(&e), None))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
+        let path = response.url().path().to_owned();
+        let text = response.bytes().await.unwrap_or_default();
+        let error = refusal(status, &path, &text);
+        let passes = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
+        Err(Failure { error, status: Some(status), passes, after: after.map(Duration::from_secs) })
+    }
+
+    /// Sends a request, again if its trouble may pass, and gives the answer to be streamed.
+    pub async fn open(&self, request: &Request) -> Result<Response> {
+        self.with_retries(|| async { self.once(self.build(request).map_err(Failure::from)?).await }).await
+    }
+
+    /// Sends a request and gives the whole answer, at most `limit` bytes of it; one that is cut off is
+    /// asked for again.
+    pub async fn bytes(&self, request: &Request, limit: usize) -> Result<Bytes> {
+        self.with_retries(|| async {
+            let response = self.once(self.build(request).map_err(Failure::from)?).await?;
+            self.collect(response, limit).await
+        })
+        .await
+    }
+
+    async fn collect(&self, response: Response, limit: usize) -> Result<Bytes, Failure> {
+        let mut stream = response.bytes_stream();
+        let mut all = BytesMut::new();
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|e| Failure::passing(self.transport(&e), None))?;
+            if all.len() + piece.len() > limit {
+                return Err(too_large(limit).into());
+            }
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.freeze())
+    }
+
+    /// Sends a request and understands the answer; one that is no whole JSON is asked for again.
+    pub async fn json<T>(
+        &self,
+        request: &Request,
+        limit: usize,
+        read: impl Fn(&Bytes) -> serde_json::Result<T>,
+    ) -> Result<T> {
+        self.with_retries(|| async {
+            let response = self.once(self.build(request).map_err(Failure::from)?).await?;
+            let bytes = self.collect(response, limit).await?;
+            read(&bytes).map_err(|e| Failure::passing(garbled(&request.path, &e), None))
+        })
+        .await
+    }
+
+    /// The answer as a value; `None` if there is no such thing.
+    pub async fn find<T: for<'a> Deserialize<'a>>(&self, request: &Request) -> Result<Option<T>> {
+        match self.json(request, ANSWER_MAX, |bytes| serde_json::from_slice(bytes)).await {
+            Err(e) if e.kind() == ErrorKind::Missing => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Tries again what may pass.
+    pub async fn with_retries<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        mut what: impl FnMut() -> F,
+    ) -> Result<T> {
+        let mut pause = PAUSE;
+        for number in 1.. {
+            let failure = match what().await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            // A server that fails is asked once more; one that is busy or away several times.
+            let tries = if failure.status == Some(StatusCode::INTERNAL_SERVER_ERROR) { 2 } else { TRIES };
+            if !failure.passes || number >= tries {
+                return Err(failure.error);
+            }
+            tracing::debug!("{}; trying again", failure.error);
+            tokio::time::sleep(failure.after.unwrap_or(pause).min(PAUSE_MAX)).await;
+            pause *= 2;
+        }
+        Err(Error::bug("trying again ended without a result"))
+    }
+
+    /// Trouble on the way. The URL's password is not in it, as it was taken out.
+    pub fn transport(&self, e: &reqwest::Error) -> Error {
+        let mut why = e.to_string();
+        let mut cause = std::error::Error::source(e);
+        while let Some(inner) = cause {
+            why = inner.to_string();
+            cause = inner.source();
+        }
+        let place = format!("{}://{}", self.place.base.scheme(), self.place.base.authority());
+        let text = match () {
+            () if e.is_connect() => format!("{place} cannot be reached: {why}"),
+            () if e.is_timeout() => format!("{place} does not answer"),
+            () => format!("the connection to {place} broke: {why}"),
+        };
+        Error::new(ErrorKind::Retry, text).hint("check that the server runs and can be reached from here")
+    }
+}
+
+/// The largest answer that is held in memory as a whole, unless told otherwise.
+pub(crate) const ANSWER_MAX: usize = 64 << 20;
+
+/// A try that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub error: Error,
+    pub status: Option<StatusCode>,
+    passes: bool,
+    after: Option<Duration>,
+}
+
+impl Failure {
+    pub fn passing(error: Error, status: Option<StatusCode>) -> Failure {
+        Failure { error, status, passes: true, after: None }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { error, status: None, passes: false, after: None }
+    }
+}
+
+pub(crate) fn too_large(limit: usize) -> Error {
+    Error::input(format!("an answer of the server is larger than {limit} bytes"))
+}
+
+/// An answer that is no whole JSON.
+pub(crate) fn garbled(path: &str, e: &serde_json::Error) -> Error {
+    Error::new(ErrorKind::Retry, format!("the server's answer to {path} is cut off or garbled: {e}"))
+        .hint("run the command again; if it stays so, look for a proxy between here and the server")
+}
+
+#[derive(Deserialize)]
+struct Reason {
+    error: Option<String>,
+    reason: Option<String>,
+}
+
+fn refusal(status: StatusCode, path: &str, text: &[u8]) -> Error {
+    let said = serde_json::from_slice::<Reason>(text).ok();
+    let said = said.map(|r| [r.error, r.reason].into_iter().flatten().collect::<Vec<_>>().join(": "));
+    let said = said.unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
+    let message = format!("the server answers {} to {path}: {said}", status.as_u16());
+    match status.as_u16() {
+        401 => Error::credentials(message)
+            .hint("put the user into the URL as USER@HOST and give the password with --password-file"),
+        403 => Error::credentials(message).hint("use a user who is an administrator of the server"),
+        404 => Error::missing(message),
+        408 | 429 | 500 | 502 | 503 | 504 => {
+            Error::new(ErrorKind::Retry, message).hint("wait until the server is less busy, then run the command again")
+        }
+        507 => Error::new(ErrorKind::Full, message),
+        _ => Error::input(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn paths_hold_any_id() {
+        assert_eq!(document_path("a/b", "x+y z/ü").unwrap(), "a%2Fb/x%2By%20z%2F%C3%BC");
+        assert_eq!(document_path("d", "_design/a/b").unwrap(), "d/_design/a%2Fb");
+        assert_eq!(document_path("d", "_local/x+").unwrap(), "d/_local/x%2B");
+        assert_eq!(document_path("d", ".."), None);
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let of = |code: u16| refusal(StatusCode::from_u16(code).unwrap(), "/d", br#"{"error":"e","reason":"r"}"#);
+        assert_eq!(of(401).kind(), ErrorKind::Credentials);
+        assert_eq!(of(404).kind(), ErrorKind::Missing);
+        assert_eq!(of(503).kind(), ErrorKind::Retry);
+        assert_eq!(of(412).to_string(), "the server answers 412 to /d: e: r");
+    }
+}

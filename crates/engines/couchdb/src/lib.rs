@@ -1,0 +1,29 @@
+//! CouchDB, PouchDB servers, Cloudant and FullSync as sources and sinks, with the dumps of their tools.
+
+mod attach;
+mod changes;
+mod client;
+mod content;
+mod document;
+pub mod dump;
+mod error;
+mod extras;
+mod fetch;
+mod inline;
+mod leaf;
+mod members;
+mod place;
+mod position;
+mod read;
+mod replace;
+mod rows;
+mod server;
+mod session;
+mod sink;
+mod source;
+mod writer;
+
+pub use place::Place;
+pub use server::{Server, SharedServer};
+pub use sink::CouchSink;
+pub use source::CouchSource;

@@ -1,0 +1,119 @@
+//! Reading a database and writing it back, on a real server.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{entries, fill, leaf, restore, sink, source};
+use model::{ErrorKind, IfExists, Kind, RestoreOptions, Selection, Source};
+use testkit::pouchdb::CouchServer;
+
+#[tokio::test]
+async fn everything_is_read_and_comes_back() {
+    let couch = CouchServer::shared();
+    let (from, to) = (couch.database(), couch.database_name());
+    fill(&couch, &from);
+    let here = source(&couch, &from);
+    let read = entries(&here, &from).await;
+    let body = |key: &str| {
+        let found = read.iter().find(|e| e.key == key.as_bytes() && e.kind == Kind::Document);
+        String::from_utf8(found.unwrap_or_else(|| panic!("no {key:?}")).body.clone()).unwrap()
+    };
+    assert_eq!(
+        body("plain"),
+        leaf("plain", &["a1"], r#""v":1,"text":"é \" \\ \u2028","deep":[[[{"":null}]]]"#)
+            .replace("\\u2028", "\u{2028}")
+    );
+    let conflict = [
+        leaf("conflict", &["b2", "b1"], r#""v":"b""#),
+        leaf("conflict", &["a2", "a1"], r#""v":"a""#),
+        leaf("conflict", &["d3", "d2", "d1"], r#""why":"no","_deleted":true"#),
+    ];
+    assert_eq!(body("conflict"), format!("[{}]", conflict.join(",")));
+    assert_eq!(body("gone"), leaf("gone", &["c2", "c1"], r#""why":"kept","_deleted":true"#));
+    assert!(body("old").contains("\"h899\""), "the whole history");
+    for odd in ["+", "a+b", "//", "nl\nid", "..", "emoji😀", "_design/odd name+ü"] {
+        body(odd);
+    }
+    let files = read.iter().find(|e| e.key == b"files" && e.kind != Kind::Document).unwrap();
+    let files: serde_json::Value = serde_json::from_slice(&files.body).unwrap();
+    assert_eq!((&files["document"], files["contents"].as_array().unwrap().len()), (&"files".into(), 2), "{files}");
+    assert!(read.iter().any(|e| e.key == b"_security" && e.body.ends_with(br#""extra":{"keep":true}}"#)));
+
+    let there = sink(&couch, &to);
+    let report = restore(&here, &there, &RestoreOptions::default()).await.unwrap();
+    assert_eq!(
+        (report.documents, report.attachments),
+        (read.iter().filter(|e| e.kind == Kind::Document).count() as u64, 1)
+    );
+    let back = entries(&source(&couch, &to), &to).await;
+    for (a, b) in read.iter().zip(&back) {
+        assert_eq!((&a.key, String::from_utf8_lossy(&a.body)), (&b.key, String::from_utf8_lossy(&b.body)));
+    }
+    assert_eq!(read, back);
+    let (status, content) = couch.ask("GET", &format!("/{to}/files/b.txt"), "");
+    assert_eq!((status, &*content), (200, "hello hello"));
+
+    // What is there is refused, and not touched.
+    let error = restore(&here, &there, &RestoreOptions::default()).await.unwrap_err();
+    assert_eq!((error.kind(), error.hint_text().is_some()), (ErrorKind::Input, true));
+    assert_eq!(entries(&source(&couch, &to), &to).await, back);
+}
+
+#[tokio::test]
+async fn a_database_is_replaced_or_merged_into() {
+    let couch = CouchServer::shared();
+    let (from, to) = (couch.database(), couch.database());
+    fill(&couch, &from);
+    couch.put_all(&to, &[leaf("mine", &["m1"], r#""mine":true"#), leaf("plain", &["z2", "z1"], r#""v":2"#)]);
+    let (here, there) = (source(&couch, &from), sink(&couch, &to));
+    let with = |if_exists| RestoreOptions { if_exists, ..RestoreOptions::default() };
+    restore(&here, &there, &with(IfExists::Replace)).await.unwrap();
+    let read = entries(&here, &from).await;
+    assert_eq!(read, entries(&source(&couch, &to), &to).await);
+    let names = couch.done("GET", "/_all_dbs", "");
+    assert!(!names.to_string().contains(&format!("{to}-rewound")), "no scratch is left: {names}");
+
+    let merged = couch.database();
+    couch.put_all(&merged, &[leaf("mine", &["m1"], r#""mine":true"#)]);
+    restore(&here, &sink(&couch, &merged), &with(IfExists::Merge)).await.unwrap();
+    let all = entries(&source(&couch, &merged), &merged).await;
+    assert_eq!(all.len(), read.len() + 1);
+    assert!(read.iter().all(|e| all.contains(e)));
+}
+
+#[tokio::test]
+async fn a_refused_document_is_an_error_and_leaves_nothing() {
+    let couch = CouchServer::shared();
+    let (from, to) = (couch.database(), couch.database());
+    fill(&couch, &from);
+    couch.put_all(
+        &to,
+        &[leaf("_design/no", &["e1"], r#""validate_doc_update":"function(){throw({forbidden:'never'})}""#)],
+    );
+    let merge = RestoreOptions { if_exists: IfExists::Merge, ..RestoreOptions::default() };
+    let error = restore(&source(&couch, &from), &sink(&couch, &to), &merge).await.unwrap_err();
+    assert!(
+        error.to_string().contains("never") && error.hint_text().unwrap().contains("validate_doc_update"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn it_conforms() {
+    let couch = CouchServer::start();
+    for name in ["books", "films"] {
+        couch.done("PUT", &format!("/{name}"), "");
+        let all: Vec<_> = (0..50).map(|i| leaf(&format!("k{i}"), &["a"], &format!(r#""i":{i}"#))).collect();
+        couch.put_all(name, &all);
+    }
+    testkit::source::conformance(|| std::sync::Arc::new(source(&couch, ""))).await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said() {
+    let couch = CouchServer::shared();
+    let error = source(&couch, "nowhere").describe().await.unwrap_err();
+    assert_eq!((error.kind(), error.hint_text().is_some()), (ErrorKind::Missing, true));
+    let nobody = couch::CouchSource::new(common::server("couchdb+http://127.0.0.1:1/x"));
+    assert_eq!(nobody.plan(&Selection::default(), None).await.unwrap_err().kind(), ErrorKind::Retry);
+}
