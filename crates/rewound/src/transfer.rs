@@ -64,6 +64,8 @@ pub struct CollectionReport {
 pub(crate) struct Sent {
     pub report: CollectionReport,
     pub digest: Digest,
+    /// The digest of what reading back can prove of that.
+    pub provable: Digest,
     /// When documents were there before: which ones were sent.
     pub seen: Option<Seen>,
     /// How its documents are encoded.
@@ -241,8 +243,13 @@ impl Way<'_> {
         for i in 0..batch.len() {
             sent.digest.add(self.keys.document(batch, i));
         }
-        if let Some(seen) = &mut sent.seen {
-            seen.add(batch);
+        if let Some(provable) = self.target.sink.provable(batch) {
+            for i in 0..provable.len() {
+                sent.provable.add(self.keys.document(&provable, i));
+            }
+            if let Some(seen) = &mut sent.seen {
+                seen.add(&provable);
+            }
         }
         if batch.kind == Kind::Attachment {
             sent.report.attachments += batch.len() as u64;
