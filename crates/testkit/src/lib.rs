@@ -6,6 +6,7 @@ pub mod documents;
 pub mod faulty;
 pub mod mongod;
 pub mod moto;
+pub mod ravendb;
 pub mod sink;
 pub mod source;
 pub mod storage;

@@ -30,6 +30,9 @@ pub(crate) struct Place {
     etag: u64,
     /// The task that held tombstones at that time.
     hold: u64,
+    /// When it was read: a later place is another one, also where nothing has changed.
+    #[serde(default)]
+    read: u64,
     /// What belonged to the database itself, hashed; none if it was not looked at.
     #[serde(default)]
     own: Option<String>,
@@ -49,7 +52,7 @@ pub(crate) enum Verdict {
 impl Place {
     /// Where a database stands.
     pub fn at(stats: &Stats, hold: u64) -> Place {
-        Place { database: stats.database_id.clone(), etag: stats.etag(), hold, own: None }
+        Place { database: stats.database_id.clone(), etag: stats.etag(), hold, read: 0, own: None }
     }
 
     pub fn of(position: &Position) -> Result<Place> {
@@ -158,6 +161,7 @@ impl Feed {
     }
 
     async fn commit(&mut self) -> Result<()> {
+        self.place.read = self.time.order;
         self.give(ChangeItem::Commit { position: self.place.position()?, time: self.time }).await
     }
 
@@ -291,7 +295,7 @@ mod tests {
     #[test]
     fn a_place_is_gone_on_from_only_if_nothing_can_be_missed() {
         let now = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":9}"#);
-        let place = Place { database: "d".into(), etag: 7, hold: 3, own: None };
+        let place = Place { database: "d".into(), etag: 7, hold: 3, read: 0, own: None };
         assert_eq!(Place::of(&place.position().unwrap()).unwrap(), place);
         assert_eq!(place.judge(&now, Some(3)), Verdict::GoesOn);
         assert!(matches!(place.judge(&now, None), Verdict::Compare(_)));

@@ -46,6 +46,8 @@ pub(crate) struct Maker<O> {
     /// Attachments and bytes that no document has followed yet.
     waiting: (u64, u64),
     record: Option<Vec<u8>>,
+    /// Keys of subscriptions that are left as they are.
+    pub kept: HashSet<Vec<u8>>,
     pub report: RestoreReport,
 }
 
@@ -61,6 +63,7 @@ impl<O: Output> Maker<O> {
             carrier: None,
             waiting: (0, 0),
             record: None,
+            kept: HashSet::new(),
             report: RestoreReport::default(),
         })
     }
@@ -79,6 +82,9 @@ impl<O: Output> Maker<O> {
                 .to_owned(),
         };
         for i in 0..batch.len() {
+            if section == "Subscriptions" && self.kept.contains(batch.key_of(i)) {
+                continue;
+            }
             let made = without_surrogates(batch.body_of(i));
             let body = made.as_deref().unwrap_or(batch.body_of(i));
             self.report.documents += 1;

@@ -149,7 +149,9 @@ impl Server {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let mut builder = Client::builder().connect_timeout(CONNECT).tcp_keepalive(Duration::from_secs(30));
+        // No connection is kept: the server closes some of them without a word, and requests are few.
+        let mut builder =
+            Client::builder().connect_timeout(CONNECT).tcp_keepalive(Duration::from_secs(30)).pool_max_idle_per_host(0);
         if let Some(path) = &place.certificate {
             let pem = read(path)?;
             let identity = reqwest::Identity::from_pem(&pem).map_err(|e| {
@@ -203,7 +205,9 @@ impl Server {
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder, doing: &str) -> Result<T> {
         let answer = self.send(request.timeout(PAUSE), doing).await?;
         let body = answer.bytes().await.map_err(|e| network(doing, e))?;
-        serde_json::from_slice(&body)
+        // By way of a value: some answers have a member twice.
+        serde_json::from_slice::<serde_json::Value>(&body)
+            .and_then(serde_json::from_value)
             .map_err(|e| Error::corrupt(format!("{doing}: the server's answer cannot be read: {e}")).caused_by(e))
     }
 
@@ -239,6 +243,24 @@ impl Server {
         }
         let request = self.of_database(Method::GET, &["collections", "stats"], &[])?;
         Ok(self.json::<Answer>(request, "asking for the collections").await?.collections)
+    }
+
+    /// The names of the subscriptions that are there.
+    pub(crate) async fn subscriptions(&self) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(rename = "Results", default)]
+            results: Vec<Subscription>,
+        }
+        #[derive(Deserialize)]
+        struct Subscription {
+            #[serde(rename = "SubscriptionName", default)]
+            name: String,
+        }
+        let query = [("start", "0"), ("pageSize", "100000")];
+        let request = self.of_database(Method::GET, &["subscriptions"], &query)?;
+        let answer: Answer = self.json(request, "asking for the subscriptions").await?;
+        Ok(answer.results.into_iter().map(|s| s.name).collect())
     }
 
     /// Makes the database.

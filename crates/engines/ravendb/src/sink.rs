@@ -66,7 +66,8 @@ impl Sink for RavenSink {
             Some(stats) => match (content(&stats), options.if_exists) {
                 (None, _) => phases.push(format!("write into the empty database {database}")),
                 (Some(there), IfExists::Merge) => phases.push(format!(
-                    "merge into the database {database}, which holds {there}: what has the same id is overwritten"
+                    "merge into the database {database}, which holds {there}: what has the same id is \
+                     overwritten, but for subscriptions, which stay"
                 )),
                 (Some(there), IfExists::Fail) => {
                     return Err(Error::input(format!("the database {database} holds {there}")).hint(
@@ -121,7 +122,9 @@ impl Sink for RavenSink {
         let from = self.build.lock().unwrap_or_else(|e| e.into_inner()).unwrap_or(build.build).min(build.build);
         let compressor = if build.is_old() { Compressor::gzip() } else { Compressor::none() };
         let upload = Upload::begin(&self.server, &build)?;
-        let maker = Maker::new(upload, compressor, from, store)?;
+        let mut maker = Maker::new(upload, compressor, from, store)?;
+        // The server refuses all of an import for one of them.
+        maker.kept = self.server.subscriptions().await?.into_iter().map(String::into_bytes).collect();
         Ok(Box::new(Session { server: self.server.clone(), build, made, maker: Mutex::new(maker) }))
     }
 }

@@ -44,6 +44,8 @@ impl Upload {
         let head = futures::stream::iter([Ok(Bytes::from(head))]);
         let request = server
             .of_database(Method::POST, &["smuggler", "import"], &[])?
+            // The server does not read to the end of the request.
+            .header("Connection", "close")
             .header("Content-Type", format!("multipart/form-data; boundary={BOUNDARY}"))
             .body(Body::wrap_stream(head.chain(body)));
         let server = server.clone();
