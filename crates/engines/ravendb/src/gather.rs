@@ -107,6 +107,8 @@ impl Gather {
 
     /// All batches, as nothing more comes.
     pub fn finish(&mut self) -> Vec<Batch> {
+        // Attachments last: who takes them knows their documents by then.
+        self.builders.sort_by_key(|(_, kind, _)| *kind == Kind::Attachment);
         let rest = self.builders.drain(..).filter(|(.., b)| !b.is_empty()).map(|(.., mut builder)| builder.take());
         self.ready.extend(rest);
         self.take_ready()
@@ -183,12 +185,11 @@ impl Gather {
         if self.is_old(&kind, revision.as_ref().unwrap_or(&id)) {
             return Ok(());
         }
-        if self.store.is_some() {
-            for attached in metadata.attachments()? {
-                self.attachment(&name, &id, revision.as_deref(), attached)?;
-            }
-        }
+        let attachments = if self.store.is_some() { metadata.attachments()? } else { Vec::new() };
         self.push(&name, kind, revision.as_ref().unwrap_or(&id).as_bytes(), &item.body);
+        for attached in attachments {
+            self.attachment(&name, &id, revision.as_deref(), attached)?;
+        }
         Ok(())
     }
 
@@ -350,9 +351,17 @@ impl Gather {
 
     fn settle(&mut self, builder: usize) {
         let built = &mut self.builders[builder].2;
-        if built.bytes() >= BATCH || built.len() >= BATCH_DOCUMENTS {
-            self.ready.push(built.take());
+        if built.bytes() < BATCH && built.len() < BATCH_DOCUMENTS {
+            return;
         }
+        let full = built.take();
+        if full.kind == Kind::Attachment {
+            let owners = self.builders.iter_mut().filter(|(id, kind, builder)| {
+                *id == full.collection && matches!(kind, Kind::Document | Kind::Revision) && !builder.is_empty()
+            });
+            self.ready.extend(owners.map(|(.., builder)| builder.take()));
+        }
+        self.ready.push(full);
     }
 }
 

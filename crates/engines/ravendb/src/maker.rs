@@ -5,7 +5,7 @@
 use crate::dump::{Compressor, Writer, attachment_head, parse};
 use crate::gather::{Entry, hash_bytes};
 use crate::keys::{self, joined, lower};
-use crate::members::without_surrogates;
+use crate::members::{of, with, without, without_surrogates};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -40,6 +40,8 @@ pub(crate) struct Maker<O> {
     /// Hashes of the contents that were sent.
     sent: HashSet<[u8; 32]>,
     later: BTreeMap<(u8, String), BufWriter<File>>,
+    /// Contents that came while there was no document that could follow them.
+    contents: Option<BufWriter<File>>,
     has_documents: bool,
     /// A document that was sent already, and may be sent again after attachments.
     carrier: Option<Bytes>,
@@ -59,6 +61,7 @@ impl<O: Output> Maker<O> {
             store,
             sent: HashSet::new(),
             later: BTreeMap::new(),
+            contents: None,
             has_documents: false,
             carrier: None,
             waiting: (0, 0),
@@ -137,12 +140,10 @@ impl<O: Output> Maker<O> {
         };
         let place = (rank, section.to_owned());
         if !self.later.contains_key(&place) {
-            let file = tempfile::tempfile().map_err(spilling)?;
-            self.later.insert(place.clone(), BufWriter::new(file));
+            self.later.insert(place.clone(), temporary()?);
         }
         let file = self.later.get_mut(&place).ok_or_else(|| Error::bug("a temporary file is gone"))?;
-        let length = (body.len() as u32).to_le_bytes();
-        file.write_all(&length).and_then(|()| file.write_all(body)).map_err(spilling)
+        write_framed(file, body)
     }
 
     async fn attachments(&mut self, batch: &Batch) -> Result<()> {
@@ -162,11 +163,22 @@ impl<O: Output> Maker<O> {
         if self.waiting.0 >= CARRIED_COUNT || self.waiting.1 >= CARRIED_MAX {
             self.carry().await?;
         }
-        let section = if self.has_documents { "Docs" } else { "RevisionDocuments" };
         let name = lower(&entry.name);
         let tag = joined(&[&entry.document, "d", &name, &entry.hash, &lower(&entry.content_type)]);
-        self.writer.item(section, attachment_head(&entry.hash, content.length, &tag)?.as_bytes())?;
+        let head = attachment_head(&entry.hash, content.length, &tag)?;
         let mut pieces = self.store.open(content).await?;
+        let mut waits = match self.has_documents {
+            true => {
+                self.writer.item("Docs", head.as_bytes())?;
+                None
+            }
+            false => {
+                let mut file = self.contents.take().map_or_else(temporary, Ok)?;
+                write_framed(&mut file, head.as_bytes())?;
+                file.write_all(&content.length.to_le_bytes()).map_err(spilling)?;
+                Some(file)
+            }
+        };
         let mut length = 0;
         while let Some(piece) = pieces.next().await.transpose()? {
             length += piece.len() as u64;
@@ -174,8 +186,13 @@ impl<O: Output> Maker<O> {
             if length > content.length {
                 break;
             }
-            self.writer.blob(&piece)?;
-            self.hand_on().await?;
+            match &mut waits {
+                Some(file) => file.write_all(&piece).map_err(spilling)?,
+                None => {
+                    self.writer.blob(&piece)?;
+                    self.hand_on().await?;
+                }
+            }
         }
         if length != content.length {
             return Err(Error::corrupt(format!(
@@ -183,7 +200,32 @@ impl<O: Output> Maker<O> {
                 entry.name, content.length
             )));
         }
-        self.waiting = (self.waiting.0 + 1, self.waiting.1 + length);
+        match waits {
+            Some(file) => self.contents = Some(file),
+            None => self.waiting = (self.waiting.0 + 1, self.waiting.1 + length),
+        }
+        Ok(())
+    }
+
+    /// Writes the contents that waited, before what follows them.
+    async fn waiting_contents(&mut self) -> Result<()> {
+        let Some(file) = self.contents.take() else { return Ok(()) };
+        let section = if self.has_documents { "Docs" } else { "RevisionDocuments" };
+        let mut file = rewound(file)?;
+        let (mut head, mut length, mut piece) = (Vec::new(), [0; 8], vec![0; 128 << 10]);
+        while read_framed(&mut file, &mut head)? {
+            self.writer.item(section, &head)?;
+            file.read_exact(&mut length).map_err(spilling)?;
+            let mut left = u64::from_le_bytes(length);
+            self.waiting = (self.waiting.0 + 1, self.waiting.1 + left);
+            while left > 0 {
+                let n = left.min(piece.len() as u64) as usize;
+                file.read_exact(&mut piece[..n]).map_err(spilling)?;
+                self.writer.blob(&piece[..n])?;
+                self.hand_on().await?;
+                left -= n as u64;
+            }
+        }
         Ok(())
     }
 
@@ -205,20 +247,19 @@ impl<O: Output> Maker<O> {
 
     /// Writes what waited, and ends the dump. The settings are part of it only if that is wanted.
     pub async fn finish(mut self, with_record: bool) -> Result<(O, RestoreReport)> {
+        self.waiting_contents().await?;
         if self.waiting.0 > 0 && !self.later.contains_key(&(0, "Docs".to_owned())) {
             self.carry().await?;
         }
         for ((_, section), file) in std::mem::take(&mut self.later) {
-            let mut file = file.into_inner().map_err(|e| spilling(e.into_error()))?;
-            file.seek(SeekFrom::Start(0)).map_err(spilling)?;
-            let mut file = BufReader::with_capacity(256 << 10, file);
-            let (mut length, mut body) = ([0; 4], Vec::new());
-            while file.read(&mut length[..1]).map_err(spilling)? == 1 {
-                file.read_exact(&mut length[1..]).map_err(spilling)?;
-                body.resize(u32::from_le_bytes(length) as usize, 0);
-                file.read_exact(&mut body).map_err(spilling)?;
+            let (mut file, mut body) = (rewound(file)?, Vec::new());
+            while read_framed(&mut file, &mut body)? {
                 match section.as_str() {
                     "TimeSeries" => self.segment(&body)?,
+                    "Docs" | "RevisionDocuments" => {
+                        let made = without_missing(&body, &self.sent);
+                        self.writer.item(&section, made.as_deref().unwrap_or(&body))?;
+                    }
                     _ => self.writer.item(&section, &body)?,
                 }
                 self.hand_on().await?;
@@ -249,6 +290,53 @@ impl<O: Output> Maker<O> {
             None => Ok(()),
         }
     }
+}
+
+/// A document without the attachments whose content did not come: the server would take a revision
+/// that names them, and could not export it any more. None if there are none.
+fn without_missing(body: &[u8], sent: &HashSet<[u8; 32]>) -> Option<Vec<u8>> {
+    let all: Vec<serde_json::Value> =
+        serde_json::from_str(of(of(body, "@metadata")?.as_bytes(), "@attachments")?).ok()?;
+    let is_there = |a: &serde_json::Value| a["Hash"].as_str().is_some_and(|h| sent.contains(&hash_bytes(h)));
+    let there: Vec<_> = all.iter().filter(|a| is_there(a)).collect();
+    if there.len() == all.len() {
+        return None;
+    }
+    with(body, "@metadata", |metadata| match there.is_empty() {
+        false => with(metadata, "@attachments", |_| serde_json::to_vec(&there).ok()),
+        true => with(&without(metadata, &["@attachments"])?, "@flags", |flags| {
+            let flags: String = serde_json::from_slice(flags).ok()?;
+            let left: Vec<&str> = flags.split(", ").filter(|f| *f != "HasAttachments").collect();
+            serde_json::to_vec(&left.join(", ")).ok()
+        }),
+    })
+}
+
+fn temporary() -> Result<BufWriter<File>> {
+    tempfile::tempfile().map(BufWriter::new).map_err(spilling)
+}
+
+/// A temporary file from its start.
+fn rewound(file: BufWriter<File>) -> Result<BufReader<File>> {
+    let mut file = file.into_inner().map_err(|e| spilling(e.into_error()))?;
+    file.seek(SeekFrom::Start(0)).map_err(spilling)?;
+    Ok(BufReader::with_capacity(256 << 10, file))
+}
+
+fn write_framed(file: &mut BufWriter<File>, body: &[u8]) -> Result<()> {
+    file.write_all(&(body.len() as u32).to_le_bytes()).and_then(|()| file.write_all(body)).map_err(spilling)
+}
+
+/// Reads what [`write_framed`] wrote; false at the end.
+fn read_framed(file: &mut BufReader<File>, body: &mut Vec<u8>) -> Result<bool> {
+    let mut length = [0; 4];
+    if file.read(&mut length[..1]).map_err(spilling)? == 0 {
+        return Ok(false);
+    }
+    file.read_exact(&mut length[1..]).map_err(spilling)?;
+    body.resize(u32::from_le_bytes(length) as usize, 0);
+    file.read_exact(body).map_err(spilling)?;
+    Ok(true)
 }
 
 /// Whether a document may name attachments; one that only looks so is well where those are.
