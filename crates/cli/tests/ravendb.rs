@@ -131,6 +131,40 @@ fn changes_are_read_by_etag_while_tombstones_are_held() {
 }
 
 #[test]
+fn a_live_backup_follows_and_tells_deletions() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 100);
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    let log = fs::File::create(host.path("live.jsonl")).unwrap();
+    let mut live = host.command(&["backup", &url, "--to", "v", "--live", "--json"]).stdout(log).spawn().unwrap();
+    let until = |what: &str, is_so: &dyn Fn(&str) -> bool| {
+        let start = std::time::Instant::now();
+        while !is_so(&fs::read_to_string(host.path("live.jsonl")).unwrap()) {
+            let said = || fs::read_to_string(host.path("live.jsonl")).unwrap();
+            assert!(start.elapsed().as_secs() < 60, "{what}: {}", said());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    until("the first point", &|said| said.contains("\"point\""));
+    db.put("orders/1", r#"{"N":"new","@metadata":{"@collection":"Orders"}}"#);
+    db.delete("orders/2");
+    db.put("fresh/1", r#"{"N":1,"@metadata":{"@collection":"Fresh"}}"#);
+    until("the changes", &|said| {
+        said.contains("orders/2") || said.matches("\"changes\"").count() > 1 || said.contains("flush")
+    });
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let stopped = std::process::Command::new("kill").arg(live.id().to_string()).status().unwrap();
+    assert!(stopped.success());
+    live.wait().unwrap();
+    let into = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(documents_of(&into), documents_of(&db), "{}", fs::read_to_string(host.path("live.jsonl")).unwrap());
+    assert_eq!(into.count("CountOfDocuments"), 100);
+}
+
+#[test]
 fn without_the_hold_lost_tombstones_are_made_up_for_by_comparing() {
     let db = Raven::shared().database();
     db.fill("Orders", "orders", 100);

@@ -43,7 +43,9 @@ impl Raven {
     /// Starts the process, after [`Raven::kill`] again with the same data.
     pub fn run(&self) {
         let Some(program) = std::env::var_os("REWOUND_TEST_RAVENDB") else {
-            panic!("REWOUND_TEST_RAVENDB does not say how RavenDB is started: run ./dev/test, which gets it and sets it");
+            panic!(
+                "REWOUND_TEST_RAVENDB does not say how RavenDB is started: run ./dev/test, which gets it and sets it"
+            );
         };
         let mut command = Command::new(program);
         command.arg(format!("--ServerUrl=http://127.0.0.1:{}", self.port));
