@@ -249,8 +249,9 @@ fn natively_restored(files: &[std::path::PathBuf]) -> Database {
 fn the_oldest_server_4_1_both_ways_and_into_5_4() {
     let old = Arc::new(Raven::start(true));
     let db = old.database();
-    db.fill("Orders", "orders", 500);
+    // This server does not take the mark of a deletion where there is no revision before it.
     db.done("POST", "/admin/revisions/config", br#"{"Default":{"Disabled":false}}"#);
+    db.fill("Orders", "orders", 500);
     // This server writes the control character into its dumps as it is.
     db.put("Users/1", r#"{"Text":"a\u0001\n\tb","@metadata":{"@collection":"Users"}}"#);
     db.put("Users/1", r#"{"Text":"a\u0001\n\tc","N":1234567890123456789012345,"@metadata":{"@collection":"Users"}}"#);
@@ -328,6 +329,40 @@ fn native_backups_are_read_each_file_as_a_point() {
         assert!(ours.1 == theirs.1, "{}", files[n].display());
     }
     host.run(&["backup", &format!("ravendbdump:{}", files[0].parent().unwrap().display()), "--to", "v"]).ends(0);
+}
+
+#[test]
+fn a_server_killed_at_work_leaves_no_half_point_and_a_restore_can_be_run_again() {
+    let server = Arc::new(Raven::start(false));
+    let db = server.database();
+    for n in 0..20 {
+        db.fill("Orders", &format!("orders/{n}"), 1000);
+    }
+    let host = Host::ready();
+    let killed_at_work = |args: &[&str], after: u64| {
+        let mut child = host.command(args).env("REWOUND_IDENTITY", host.path("key.txt")).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(after));
+        server.kill();
+        let code = child.wait().unwrap().code();
+        server.run();
+        code
+    };
+    for after in [30, 150, 300] {
+        let code = killed_at_work(&["backup", &db.url(), "--to", "v", "--json"], after);
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    }
+    let ran = host.run(&["backup", &db.url(), "--to", "v", "--json"]).ends(0);
+    assert_eq!(ran.of("vault")[0]["point"]["documents"].as_u64().unwrap() / 1000, 20);
+    host.read(&["verify", "v"]).ends(0);
+    let into = server.no_database();
+    for after in [100, 300, 600] {
+        let code = killed_at_work(&["restore", "v", "--into", &into.url(), "--if-exists", "merge"], after);
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    }
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--if-exists", "merge", "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(documents_of(&into).len(), 10_000, "as many as one answer takes");
+    assert_eq!(into.count("CountOfDocuments"), 20_000);
 }
 
 #[test]

@@ -168,7 +168,11 @@ impl Gather {
     fn document(&mut self, kind: Kind, item: &Item) -> Result<()> {
         let metadata = Metadata::of(&item.body, item.metadata)?;
         let collection = metadata.collection();
-        if !self.takes(&collection) {
+        // 4.1 gives the revisions of all collections, whatever it was asked for.
+        if let Route::All(name) | Route::Only(name) = &self.route
+            && *name != collection
+            && lower(name) != lower(&collection)
+        {
             return Ok(());
         }
         let (id, name) = (lower(metadata.id()?), self.name(&collection));

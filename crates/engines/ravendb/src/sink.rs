@@ -20,15 +20,20 @@ use tokio::sync::Mutex;
 #[derive(Debug)]
 pub struct RavenSink {
     server: Arc<Server>,
-    /// The build that the dump is written for.
-    build: std::sync::Mutex<Option<u64>>,
+    /// The build of the server that the backup is of, and of the target.
+    builds: std::sync::Mutex<(Option<u64>, u64)>,
 }
 
 impl RavenSink {
     /// The database that the server stands for; nothing is opened yet.
     pub fn new(server: Arc<Server>) -> RavenSink {
-        RavenSink { server, build: std::sync::Mutex::new(None) }
+        RavenSink { server, builds: std::sync::Mutex::new((None, 0)) }
     }
+}
+
+/// Whether a backup is of a server of another version.
+fn from_other(version: &str, build: &Build) -> bool {
+    Build::of(version).is_some_and(|from| from / 1000 != build.build / 1000)
 }
 
 /// What a database holds, for people; none if nothing.
@@ -92,9 +97,12 @@ impl Sink for RavenSink {
              documents with counters or time series, subscriptions and settings"
                 .into(),
         );
+        if from_other(&what.version, &build) {
+            phases.push("indexes are written in the words of the target's version: those are not compared".into());
+        }
         phases.push("last, put the database's settings in force (revisions, expiration, tasks, connections)".into());
         let from = Build::of(&what.version);
-        *self.build.lock().unwrap_or_else(|e| e.into_inner()) = from;
+        *self.builds.lock().unwrap_or_else(|e| e.into_inner()) = (from, build.build);
         let mut losses = Vec::new();
         if from.is_some_and(|from| from / 1000 > build.build / 1000) {
             losses.push(Loss {
@@ -110,7 +118,8 @@ impl Sink for RavenSink {
     }
 
     fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
-        proof::provable(batch)
+        let (from, to) = *self.builds.lock().unwrap_or_else(|e| e.into_inner());
+        proof::provable(batch, from.is_none_or(|from| from / 1000 == to / 1000))
     }
 
     async fn begin(&self, _: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
@@ -119,7 +128,7 @@ impl Sink for RavenSink {
         if made {
             self.server.create().await?;
         }
-        let from = self.build.lock().unwrap_or_else(|e| e.into_inner()).unwrap_or(build.build).min(build.build);
+        let from = self.builds.lock().unwrap_or_else(|e| e.into_inner()).0.unwrap_or(build.build).min(build.build);
         let compressor = if build.is_old() { Compressor::gzip() } else { Compressor::none() };
         let upload = Upload::begin(&self.server, &build)?;
         let mut maker = Maker::new(upload, compressor, from, store)?;
