@@ -6,6 +6,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Tells of document `i` of a batch whether the target deletes it by itself as soon as it may.
@@ -36,6 +37,12 @@ pub trait Sink: Send + Sync {
     fn leaves_out(&self, batch: &Batch) -> bool {
         let _ = batch;
         false
+    }
+
+    /// What of a batch can be proven by reading it back: without what the target makes anew of each
+    /// document, such as its own version numbers. None if that is nothing of it.
+    fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
+        Some(Cow::Borrowed(batch))
     }
 
     /// Starts writing. Content of attachments is taken from `attachments`.

@@ -138,13 +138,13 @@ pub(crate) async fn prove(job: &Job, target: &Target, sent: &[Sent], keys: &Hash
 
 fn compare(sent: &Sent, found: &Found, proof: &mut Proof) {
     let collection = sent.report.target.clone();
-    proof.documents += sent.digest.count;
-    if sent.digest == found.digest || found.missing == Some(0) {
+    proof.documents += sent.provable.count;
+    if sent.provable == found.digest || found.missing == Some(0) {
         return;
     }
     let is_converted = sent.encoding.is_some() && found.encoding.is_some() && sent.encoding != found.encoding;
-    if is_converted && (sent.seen.is_some() || sent.digest.count == found.digest.count) {
-        proof.documents -= sent.digest.count;
+    if is_converted && (sent.seen.is_some() || sent.provable.count == found.digest.count) {
+        proof.documents -= sent.provable.count;
         proof.unproven.push(format!(
             "{collection}: its documents were converted for the target: only their number was compared, {}",
             if sent.seen.is_some() { "and not even that, as it holds others" } else { "and is right" }
@@ -153,17 +153,17 @@ fn compare(sent: &Sent, found: &Found, proof: &mut Proof) {
     }
     let problem = match (&sent.seen, found.missing) {
         (Some(_), None) => {
-            proof.documents -= sent.digest.count;
+            proof.documents -= sent.provable.count;
             proof.unproven.push(format!(
                 "{collection}: it holds other documents too, and more than {SEEN_MAX} were written: they were not compared"
             ));
             return;
         }
-        (_, Some(missing)) => format!("{missing} of {} documents are not what was written", sent.digest.count),
-        _ if sent.digest.count != found.digest.count => {
-            format!("{} documents were written, {} are there", sent.digest.count, found.digest.count)
+        (_, Some(missing)) => format!("{missing} of {} documents are not what was written", sent.provable.count),
+        _ if sent.provable.count != found.digest.count => {
+            format!("{} documents were written, {} are there", sent.provable.count, found.digest.count)
         }
-        _ => format!("the digest of its {} documents is not that of those that were written", sent.digest.count),
+        _ => format!("the digest of its {} documents is not that of those that were written", sent.provable.count),
     };
     proof.mismatches.push(Mismatch { collection, problem });
 }
@@ -187,6 +187,7 @@ async fn read_back(job: &Job, target: &Target, parts: Vec<model::Part>, sent: &S
                 batch = translate::to_bson(&batch).unwrap_or(Batch { encoding: Encoding::Bson, ..batch });
             }
             encoding = Some(batch.encoding);
+            let Some(batch) = target.sink.provable(&batch) else { continue };
             for i in 0..batch.len() {
                 digest.add(keys.document(&batch, i));
                 if let Some(missing) = &mut missing {

@@ -93,6 +93,31 @@ const ENGINES: &[Entry] = &[
         },
     },
     Entry {
+        scheme: "ravendb+http",
+        example: "ravendb+http://HOST/DATABASE",
+        source: ravendb_source,
+        target: ravendb_target,
+    },
+    Entry {
+        scheme: "ravendb+https",
+        example: "ravendb+https://HOST/DATABASE",
+        source: ravendb_source,
+        target: ravendb_target,
+    },
+    Entry {
+        scheme: "ravendbdump",
+        example: "ravendbdump:FILE",
+        source: |_, path, _| Ok(Arc::new(raven::DumpSource::new(path))),
+        target: |_, path, _| {
+            let folder = Path::new(path).parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            Ok(Target {
+                sink: Arc::new(raven::DumpSink::new(path)),
+                source: Arc::new(raven::DumpSource::new(path)),
+                folder: Some(folder.to_owned()),
+            })
+        },
+    },
+    Entry {
         scheme: "jobflow",
         example: "jobflow:PROJECT.yaml",
         source: |_, path, _| Ok(Arc::new(JobflowSource::new(Project::read(Path::new(path))?))),
@@ -105,7 +130,17 @@ const ENGINES: &[Entry] = &[
 ];
 
 /// Schemes that a path follows, not a host.
-const PATHS: &[&str] = &["couchbackup", "couchdb-dump", "folder", "jobflow", "mongodump"];
+const PATHS: &[&str] = &["couchbackup", "couchdb-dump", "folder", "jobflow", "mongodump", "ravendbdump"];
+
+fn ravendb_source(url: &str, _: &str, _: &Reach) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(raven::RavenSource::new(Arc::new(raven::Server::new(url)))))
+}
+
+fn ravendb_target(url: &str, _: &str, _: &Reach) -> Result<Target> {
+    let server = Arc::new(raven::Server::new(url));
+    let source = Arc::new(raven::RavenSource::new(server.clone()));
+    Ok(Target { sink: Arc::new(raven::RavenSink::new(server)), source, folder: None })
+}
 
 fn mongodb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
     let server = Arc::new(mongo::Server::new(url, reach.password.clone()));
@@ -157,6 +192,7 @@ fn couchdb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
 pub fn keys_of(engine: &Engine, text: &str) -> Vec<Vec<u8>> {
     match engine.0.as_str() {
         "mongodb" => mongo::keys::keys(text),
+        "ravendb" => raven::keys::keys(text),
         _ => vec![text.as_bytes().to_vec()],
     }
 }
@@ -173,6 +209,7 @@ pub fn patcher(engine: &Engine) -> Option<Arc<dyn Patcher>> {
 pub fn key_text(engine: &Engine, key: &[u8]) -> String {
     match engine.0.as_str() {
         "mongodb" => mongo::keys::text(key),
+        "ravendb" => raven::keys::text(key),
         _ => String::from_utf8_lossy(key).into_owned(),
     }
 }
@@ -189,7 +226,7 @@ pub fn readable(encoding: Encoding, body: &[u8]) -> Vec<u8> {
 const VAULT_SCHEMES: &[&str] = &["s3"];
 
 /// Engines that are planned: named, so that the error can say that they do not work yet.
-const PLANNED: &[&str] = &["ravendb", "rethinkdb", "rxdb"];
+const PLANNED: &[&str] = &["rethinkdb", "rxdb"];
 
 /// Where a restore goes to.
 #[derive(Clone)]

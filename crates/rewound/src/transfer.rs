@@ -13,6 +13,7 @@ use model::{
     ResultExt, SinkSession,
 };
 use serde::Serialize;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vault::{Digest, HashKeys};
@@ -66,6 +67,8 @@ pub(crate) struct Sent {
     pub digest: Digest,
     /// The same of what the source gave, if the target leaves some of it out.
     pub left_out: Digest,
+    /// The digest of what reading back can prove of that.
+    pub provable: Digest,
     /// When documents were there before: which ones were sent.
     pub seen: Option<Seen>,
     /// How its documents are encoded.
@@ -245,11 +248,20 @@ impl Way<'_> {
     fn account(&self, sent: &mut Sent, batch: &Batch) {
         self.job.count(batch);
         sent.encoding = Some(batch.encoding);
+        let provable = self.target.sink.provable(batch);
+        let is_all = matches!(&provable, Some(Cow::Borrowed(_)));
         for i in 0..batch.len() {
-            sent.digest.add(self.keys.document(batch, i));
+            let document = self.keys.document(batch, i);
+            sent.digest.add(document);
+            if is_all {
+                sent.provable.add(document);
+            }
         }
-        if let Some(seen) = &mut sent.seen {
-            seen.add(batch);
+        if let Some(Cow::Owned(provable)) = &provable {
+            (0..provable.len()).for_each(|i| sent.provable.add(self.keys.document(provable, i)));
+        }
+        if let (Some(provable), Some(seen)) = (&provable, &mut sent.seen) {
+            seen.add(provable);
         }
         if batch.kind == Kind::Attachment {
             sent.report.attachments += batch.len() as u64;

@@ -9,6 +9,7 @@ pub mod mongod;
 pub mod moto;
 pub mod pouchdb;
 pub mod proxy;
+pub mod ravendb;
 pub mod sink;
 pub mod source;
 pub mod storage;

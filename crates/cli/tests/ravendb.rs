@@ -1,0 +1,379 @@
+//! RavenDB through the binary, on real servers (5.4 and, where the name says so, 4.1; unlicensed).
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::Host;
+use std::fs;
+use std::sync::Arc;
+use testkit::ravendb::{Database, Raven};
+
+/// A database with an example of each kind of thing.
+fn shop() -> Database {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 3000);
+    db.put("Users/1", r#"{"N":1,"@metadata":{"@collection":"Users"}}"#);
+    db.put(
+        "users/2 ?#%ü😀",
+        r#"{"N":12345678901234567890123456,"Z":1.0,"A":-0.0,"@metadata":{"@collection":"Users","x":"y"}}"#,
+    );
+    db.put("nowhere", "{\"Text\":\"\\u0001 \u{2028} 😀\"}");
+    db.put("odd", r#"{"N":1,"@metadata":{"@collection":"Ünï Cöl"}}"#);
+    db.done("POST", "/admin/revisions/config", br#"{"Default":{"Disabled":false}}"#);
+    for n in 0..5 {
+        db.put("Users/1", &format!(r#"{{"N":{n},"@metadata":{{"@collection":"Users"}}}}"#));
+    }
+    db.attach("Users/1", "A ä.txt", b"hello");
+    db.attach("orders/7", "same.txt", b"hello");
+    db.attach("orders/7", "big.bin", &vec![7; 3 << 20]);
+    let counters = r#"{"Documents":[{"DocumentId":"Users/1","Operations":[{"Type":"Increment","CounterName":"Likes","Delta":3},{"Type":"Increment","CounterName":"zz","Delta":-4}]}]}"#;
+    db.done("POST", "/counters", counters.as_bytes());
+    let series = r#"{"Name":"Heart","Appends":[{"Timestamp":"2024-01-01T00:00:00.0000000Z","Values":[70.5],"Tag":"t"}],"Deletes":null}"#;
+    db.done("POST", "/timeseries?docId=orders%2F8", series.as_bytes());
+    db.done("PUT", "/cmpxchg?key=k1&index=0", br#"{"Object":{"a":1}}"#);
+    let index = r#"{"Indexes":[{"Name":"ByN","Maps":["from o in docs.Orders select new { o.N }"]}]}"#;
+    db.done("PUT", "/admin/indexes", index.as_bytes());
+    db.done("POST", "/queries", br#"{"Query":"from Users where N = 1"}"#);
+    db.done("POST", "/identity/next?name=users%7C", b"");
+    db.done("PUT", "/subscriptions", br#"{"Name":"S1","Query":"from Users"}"#);
+    db
+}
+
+/// Numbers that must be the same after a restore.
+fn counts(db: &Database) -> Vec<(&'static str, u64)> {
+    let names = [
+        "CountOfDocuments",
+        "CountOfRevisionDocuments",
+        "CountOfAttachments",
+        "CountOfUniqueAttachments",
+        "CountOfCounterEntries",
+        "CountOfTimeSeriesSegments",
+        "CountOfIndexes",
+    ];
+    names.map(|name| (name, db.count(name))).to_vec()
+}
+
+#[test]
+fn a_database_from_the_first_backup_to_the_restore() {
+    let db = shop();
+    let host = Host::ready();
+    let backup = || host.run(&["backup", &db.url(), "--to", "v", "--json"]).ends(0);
+    let first = backup();
+    assert_eq!(first.of("vault")[0]["point"]["engine"], "ravendb");
+    assert_eq!(backup().of("vault")[0]["point"]["changed"], 0, "nothing has changed");
+    host.read(&["verify", "v"]).ends(0);
+
+    // Into a database that is made for it; twice is refused.
+    let back = Raven::shared().no_database();
+    let plan = host.read(&["restore", "v", "--into", &back.url(), "--dry-run"]).ends(0);
+    assert!(plan.out.contains("not atomic"), "{}", plan.out);
+    let ran = host.read(&["restore", "v", "--into", &back.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(counts(&db), counts(&back));
+    let text = String::from_utf8(back.done("GET", "/docs?id=nowhere", b"")).unwrap();
+    assert!(text.contains('😀') && text.contains('\u{2028}'), "{text}");
+    assert_eq!(back.done("GET", "/attachments?id=orders%2F7&name=big.bin", b""), vec![7; 3 << 20]);
+    let counters = String::from_utf8(back.done("GET", "/counters?docId=Users%2F1&counter=zz", b"")).unwrap();
+    assert!(counters.contains("\"TotalValue\":-4"), "{counters}");
+    let series = String::from_utf8(back.done("GET", "/timeseries?docId=orders%2F8&name=Heart", b"")).unwrap();
+    assert!(series.contains("70.5"), "{series}");
+    let revisions = String::from_utf8(back.done("GET", "/revisions/config", b"")).unwrap();
+    assert!(revisions.contains("Default"), "the settings are in force: {revisions}");
+    host.read(&["restore", "v", "--into", &back.url()]).fails(1, "documents");
+    host.read(&["restore", "v", "--into", &back.url(), "--if-exists", "merge"]).ends(0);
+
+    // What changed, in whatever way, is found by comparing.
+    db.delete("orders/5");
+    db.delete("orders/7");
+    db.put("orders/7", r#"{"moved":true,"@metadata":{"@collection":"Moved"}}"#);
+    db.clean_tombstones();
+    let point = backup().of("vault")[0]["point"].clone();
+    assert!(point["deleted"].as_u64().unwrap() >= 3, "two orders and their attachments: {point}");
+    let again = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &again.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(again.server().request("GET", &format!("/databases/{}/docs?id=orders%2F5", again.name), b"").0, 404);
+    let moved = String::from_utf8(again.done("GET", "/docs?id=orders%2F7", b"")).unwrap();
+    assert!(moved.contains("Moved"), "{moved}");
+    let found = host.read(&["find", "v", "Users", "Users/1"]).ends(0);
+    assert!(found.out.lines().count() >= 2, "{}", found.out);
+}
+
+#[test]
+fn changes_are_read_by_etag_while_tombstones_are_held() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 2000);
+    db.fill("Users", "users", 10);
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    let backup = || host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
+    backup();
+    db.delete("orders/5");
+    db.delete("users/3");
+    db.put("users/3", r#"{"elsewhere":true,"@metadata":{"@collection":"People"}}"#);
+    db.put("orders/6", r#"{"N":"new","@metadata":{"@collection":"Orders"}}"#);
+    db.done("PUT", "/cmpxchg?key=k1&index=0", br#"{"Object":{"a":1}}"#);
+    db.clean_tombstones();
+    let second = backup();
+    assert_eq!(second.summary()["mode"], "changes", "{}", second.out);
+    let into = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(into.count("CountOfDocuments"), 2009);
+    let gone = into.server().request("GET", &format!("/databases/{}/docs?id=orders%2F5", into.name), b"");
+    assert_eq!(gone.0, 404);
+    let elsewhere = String::from_utf8(into.done("GET", "/docs?id=users%2F3", b"")).unwrap();
+    assert!(elsewhere.contains("People"), "{elsewhere}");
+    assert!(String::from_utf8(into.done("GET", "/cmpxchg?key=k1", b"")).unwrap().contains("\"a\":1"));
+
+    // Both say the same.
+    let full = host.run(&["backup", &url, "--to", "v", "--full", "--json"]).ends(0);
+    assert!(!full.out.contains("mismatch"), "{}", full.out);
+}
+
+#[test]
+fn a_live_backup_follows_and_tells_deletions() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 100);
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    let log = fs::File::create(host.path("live.jsonl")).unwrap();
+    let mut live = host.command(&["backup", &url, "--to", "v", "--live", "--json"]).stdout(log).spawn().unwrap();
+    let until = |what: &str, is_so: &dyn Fn(&str) -> bool| {
+        let start = std::time::Instant::now();
+        while !is_so(&fs::read_to_string(host.path("live.jsonl")).unwrap()) {
+            let said = || fs::read_to_string(host.path("live.jsonl")).unwrap();
+            assert!(start.elapsed().as_secs() < 60, "{what}: {}", said());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    until("the first point", &|said| said.contains("\"point\""));
+    db.put("orders/1", r#"{"N":"new","@metadata":{"@collection":"Orders"}}"#);
+    db.delete("orders/2");
+    db.put("fresh/1", r#"{"N":1,"@metadata":{"@collection":"Fresh"}}"#);
+    until("the changes", &|said| {
+        said.contains("orders/2") || said.matches("\"changes\"").count() > 1 || said.contains("flush")
+    });
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let stopped = std::process::Command::new("kill").arg(live.id().to_string()).status().unwrap();
+    assert!(stopped.success());
+    live.wait().unwrap();
+    let into = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(documents_of(&into), documents_of(&db), "{}", fs::read_to_string(host.path("live.jsonl")).unwrap());
+    assert_eq!(into.count("CountOfDocuments"), 100);
+}
+
+#[test]
+fn without_the_hold_lost_tombstones_are_made_up_for_by_comparing() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 100);
+    let host = Host::ready();
+    let backup = || host.run(&["backup", &db.url(), "--to", "v", "--json"]).ends(0);
+    backup();
+    db.delete("orders/5");
+    db.clean_tombstones();
+    let second = backup();
+    assert_eq!(second.of("vault")[0]["point"]["deleted"], 1);
+}
+
+#[test]
+fn a_dump_of_ours_goes_into_a_server_and_back() {
+    let db = shop();
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    host.read(&["copy", "v", "ravendbdump:shop.ravendbdump"]).ends(0);
+    let back = Raven::shared().no_database();
+    let ran = host.run(&["copy", "ravendbdump:shop.ravendbdump", &back.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(counts(&db), counts(&back));
+    // Cut short or damaged, it is refused before anything is touched.
+    let whole = fs::read(host.path("shop.ravendbdump")).unwrap();
+    let none = Raven::shared().no_database();
+    host.write("short.ravendbdump", &whole[..whole.len() / 2]);
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 0x10;
+    host.write("damaged.ravendbdump", damaged);
+    for bad in ["ravendbdump:short.ravendbdump", "ravendbdump:damaged.ravendbdump"] {
+        let ran = host.run(&["copy", bad, &none.url()]);
+        assert_eq!(ran.code, 1, "{bad}: {ran:?}");
+    }
+    let databases = String::from_utf8(none.server().done("GET", "/databases?namesOnly=true", b"")).unwrap();
+    assert!(!databases.contains(&format!("{}\"", none.name)), "{databases}");
+}
+
+/// All documents as the server gives them, without what it makes anew.
+fn documents_of(db: &Database) -> Vec<String> {
+    let answer: serde_json::Value =
+        serde_json::from_slice(&db.done("GET", "/docs?start=0&pageSize=10000", b"")).unwrap();
+    let mut all: Vec<_> = answer["Results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|document| {
+            let mut document = document.clone();
+            let metadata = document["@metadata"].as_object_mut().unwrap();
+            metadata.retain(|name, _| !["@change-vector", "@flags", "@last-modified"].contains(&name.as_str()));
+            document.to_string()
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// What RavenDB itself makes of some files of backups.
+fn natively_restored(files: &[std::path::PathBuf]) -> Database {
+    let into = Raven::shared().no_database();
+    let folder = into.server().folder().join(format!("to-{}", into.name));
+    fs::create_dir_all(&folder).unwrap();
+    for file in files {
+        fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    let what = format!(r#"{{"Type":"Local","DatabaseName":"{}","BackupLocation":"{}"}}"#, into.name, folder.display());
+    let begun = into.server().done("POST", "/admin/restore/database", what.as_bytes());
+    let begun: serde_json::Value = serde_json::from_slice(&begun).unwrap();
+    let start = std::time::Instant::now();
+    loop {
+        let state = into.server().done("GET", &format!("/operations/state?id={}", begun["OperationId"]), b"");
+        let state = String::from_utf8(state).unwrap();
+        if state.contains("\"Completed\"") {
+            return into;
+        }
+        assert!(!state.contains("Faulted") && start.elapsed().as_secs() < 60, "{state}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn the_oldest_server_4_1_both_ways_and_into_5_4() {
+    let old = Arc::new(Raven::start(true));
+    let db = old.database();
+    // This server does not take the mark of a deletion where there is no revision before it.
+    db.done("POST", "/admin/revisions/config", br#"{"Default":{"Disabled":false}}"#);
+    db.fill("Orders", "orders", 500);
+    // This server writes the control character into its dumps as it is.
+    db.put("Users/1", r#"{"Text":"a\u0001\n\tb","@metadata":{"@collection":"Users"}}"#);
+    db.put("Users/1", r#"{"Text":"a\u0001\n\tc","N":1234567890123456789012345,"@metadata":{"@collection":"Users"}}"#);
+    db.attach("Users/1", "A.txt", b"hello");
+    db.done("PUT", "/cmpxchg?key=k1&index=0", br#"{"Object":{"a":1}}"#);
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v", "--json"]).ends(0);
+    db.delete("orders/5");
+    let second = host.run(&["backup", &db.url(), "--to", "v", "--json"]).ends(0);
+    assert_eq!(second.of("vault")[0]["point"]["deleted"], 1);
+    for into in [old.no_database(), Raven::shared().no_database()] {
+        let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
+        for name in ["CountOfDocuments", "CountOfRevisionDocuments", "CountOfAttachments"] {
+            assert_eq!(into.count(name), db.count(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn native_backups_are_read_each_file_as_a_point() {
+    let db = shop();
+    let folder = db.server().folder().join("backups").join(&db.name);
+    fs::create_dir_all(&folder).unwrap();
+    let task = format!(
+        r#"{{"Name":"b","BackupType":"Backup","FullBackupFrequency":"0 0 1 1 *","IncrementalBackupFrequency":"0 0 1 1 *","LocalSettings":{{"FolderPath":"{}"}}}}"#,
+        folder.display()
+    );
+    let made: serde_json::Value =
+        serde_json::from_slice(&db.done("POST", "/admin/periodic-backup", task.as_bytes())).unwrap();
+    let files = || {
+        let mut all: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .flat_map(|f| fs::read_dir(f.unwrap().path()).unwrap())
+            .map(|f| f.unwrap().path())
+            .filter(|f| !f.to_string_lossy().ends_with("in-progress"))
+            .collect();
+        all.sort();
+        all
+    };
+    let backup = |full: bool, count: usize| {
+        let path =
+            format!("/databases/{}/admin/backup/database?taskId={}&isFullBackup={full}", db.name, made["TaskId"]);
+        let start = std::time::Instant::now();
+        while files().len() < count {
+            // One that is asked for while the last one ends is not made.
+            db.server().done("POST", &path, b"");
+            assert!(start.elapsed().as_secs() < 60, "the server makes no backup: {:?}", files());
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+    };
+    backup(true, 1);
+    db.delete("orders/7");
+    db.put("orders/9", r#"{"N":"new","@metadata":{"@collection":"Orders"}}"#);
+    backup(false, 2);
+    db.delete("orders/10");
+    db.attach("orders/9", "late.txt", b"late");
+    backup(false, 3);
+    let host = Host::ready();
+    let files = files();
+    for (n, documents) in [(0, 3004), (1, 3003), (2, 3002)] {
+        let into = Raven::shared().no_database();
+        let url = format!("ravendbdump:{}", files[n].display());
+        let ran = host.run(&["copy", &url, &into.url(), "--json"]).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true);
+        assert_eq!(into.count("CountOfDocuments"), documents);
+        // RavenDB's own restore makes more revisions than there were: those are not compared.
+        let same = |db: &Database| {
+            let numbers =
+                counts(db).into_iter().filter(|(name, _)| !name.contains("Revision") && *name != "CountOfAttachments");
+            (numbers.collect::<Vec<_>>(), documents_of(db))
+        };
+        let (ours, theirs) = (same(&into), same(&natively_restored(&files[..=n])));
+        assert_eq!(ours.0, theirs.0, "{}", files[n].display());
+        assert!(ours.1 == theirs.1, "{}", files[n].display());
+    }
+    host.run(&["backup", &format!("ravendbdump:{}", files[0].parent().unwrap().display()), "--to", "v"]).ends(0);
+}
+
+#[test]
+fn a_server_killed_at_work_leaves_no_half_point_and_a_restore_can_be_run_again() {
+    let server = Arc::new(Raven::start(false));
+    let db = server.database();
+    for n in 0..20 {
+        db.fill("Orders", &format!("orders/{n}"), 1000);
+    }
+    let host = Host::ready();
+    let killed_at_work = |args: &[&str], after: u64| {
+        let mut child = host.command(args).env("REWOUND_IDENTITY", host.path("key.txt")).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(after));
+        server.kill();
+        let code = child.wait().unwrap().code();
+        server.run();
+        code
+    };
+    for after in [30, 150, 300] {
+        let code = killed_at_work(&["backup", &db.url(), "--to", "v", "--json"], after);
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    }
+    let ran = host.run(&["backup", &db.url(), "--to", "v", "--json"]).ends(0);
+    assert_eq!(ran.of("vault")[0]["point"]["documents"].as_u64().unwrap() / 1000, 20);
+    host.read(&["verify", "v"]).ends(0);
+    let into = server.no_database();
+    for after in [100, 300, 600] {
+        let code = killed_at_work(&["restore", "v", "--into", &into.url(), "--if-exists", "merge"], after);
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    }
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--if-exists", "merge", "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(documents_of(&into).len(), 10_000, "as many as one answer takes");
+    assert_eq!(into.count("CountOfDocuments"), 20_000);
+}
+
+#[test]
+fn what_cannot_work_is_said_before() {
+    let host = Host::ready();
+    let none = Raven::shared().no_database();
+    host.run(&["backup", &none.url(), "--to", "v"]).fails(1, "there is no database");
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 3);
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    host.read(&["restore", "v", "--into", &none.url(), "--rename", "Orders=Other"]).fails(1, "cannot be renamed");
+    host.run(&["backup", "ravendb+http://127.0.0.1:1/x", "--to", "v"]).fails(1, "asking for the server's version");
+    host.run(&["backup", "ravendb+http://u:secret@h/x", "--to", "v"]).fails(1, "not right");
+}

@@ -1,0 +1,37 @@
+//! The collections of a database, and what is exported of them.
+
+use crate::gather::collection_id;
+use crate::server::Build;
+use model::CollectionInfo;
+
+/// A collection by the name that the server gives it.
+pub(crate) fn info(name: &str) -> CollectionInfo {
+    CollectionInfo { id: collection_id(name), name: name.to_owned(), options: serde_json::Value::Null, ordered: false }
+}
+
+/// What is exported of a collection. Servers refuse types that they do not know.
+pub(crate) fn of_collection(build: &Build) -> &'static [&'static str] {
+    match build.build {
+        ..42_000 => &["Documents", "RevisionDocuments", "Conflicts", "Counters"],
+        42_000..50_000 => &["Documents", "RevisionDocuments", "Attachments", "Conflicts", "CounterGroups"],
+        _ => &["Documents", "RevisionDocuments", "Attachments", "Conflicts", "CounterGroups", "TimeSeries"],
+    }
+}
+
+/// What is exported of the database itself.
+pub(crate) fn of_database(build: &Build) -> &'static [&'static str] {
+    match build.build {
+        ..50_000 => &["DatabaseRecord", "Indexes", "Identities", "CompareExchange"],
+        _ => &[
+            "DatabaseRecord",
+            "Indexes",
+            "Identities",
+            "CompareExchange",
+            "Subscriptions",
+            "ReplicationHubCertificates",
+        ],
+    }
+}
+
+/// What is exported of changes.
+pub(crate) const CHANGES: &[&str] = &["Documents", "RevisionDocuments", "Tombstones"];

@@ -1,0 +1,319 @@
+//! What has changed since an etag, by exports from there on: each is one transaction, and so one state.
+
+use crate::catalog;
+use crate::dump::Reader;
+use crate::gather::{DATABASE, Gather, Route, collection_id};
+use crate::server::{Server, Stats};
+use futures::StreamExt;
+use model::{
+    AttachmentStore, Batch, ChangeBatch, ChangeItem, ChangeStream, Clock, EngineTime, Error, ErrorKind, Following,
+    Position, Result, SystemClock, Until,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
+
+/// How often a database that is followed is asked for its last etag.
+const ASK: Duration = Duration::from_millis(500);
+/// How often what belongs to the database itself is compared: its changes move no etag.
+const ASK_DATABASE: Duration = Duration::from_secs(30);
+
+/// A place in the history of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// The database's own identity: etags mean something to it alone.
+    database: String,
+    /// The last etag that was read.
+    etag: u64,
+    /// The task that held tombstones at that time.
+    hold: u64,
+    /// When it was read: a later place is another one, also where nothing has changed.
+    #[serde(default)]
+    read: u64,
+    /// What belonged to the database itself, hashed; none if it was not looked at.
+    #[serde(default)]
+    own: Option<String>,
+}
+
+/// What can be read from a place on.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// All changes since.
+    GoesOn,
+    /// No deletions, or not everything: all must be read and compared.
+    Compare(String),
+    /// The place is of another history.
+    Lost(String),
+}
+
+impl Place {
+    /// Where a database stands.
+    pub fn at(stats: &Stats, hold: u64) -> Place {
+        Place { database: stats.database_id.clone(), etag: stats.etag(), hold, read: 0, own: None }
+    }
+
+    pub fn of(position: &Position) -> Result<Place> {
+        serde_json::from_str(&position.0)
+            .map_err(|e| Error::corrupt(format!("{} is no position of a RavenDB database", position.0)).caused_by(e))
+    }
+
+    pub fn position(&self) -> Result<Position> {
+        serde_json::to_string(self).map(Position).map_err(|e| Error::bug("writing a position").caused_by(e))
+    }
+
+    /// What can be read from here on, of a database that is now like this.
+    pub fn judge(&self, stats: &Stats, hold: Option<u64>) -> Verdict {
+        if self.database != stats.database_id {
+            return Verdict::Lost("it is another database than before, with the same name".into());
+        }
+        if stats.etag() < self.etag {
+            return Verdict::Lost("the database was put back to an earlier state".into());
+        }
+        if let Some(what) = obstacle(stats) {
+            return Verdict::Compare(what.into());
+        }
+        if hold != Some(self.hold) {
+            return Verdict::Compare("nothing has held the tombstones since, so that deletions may be untold".into());
+        }
+        Verdict::GoesOn
+    }
+}
+
+/// What the feed of changes cannot tell, if the database has it.
+pub(crate) fn obstacle(stats: &Stats) -> Option<&'static str> {
+    let counted = [
+        (stats.count_of_attachments, "the database holds attachments"),
+        (stats.count_of_counter_entries, "the database holds counters, whose deletions the server does not tell"),
+        (stats.count_of_time_series_segments, "the database holds time series, whose deletions it does not tell"),
+        (stats.conflicts(), "the database holds conflicts"),
+    ];
+    counted.into_iter().find(|(n, _)| *n > 0).map(|(_, what)| what)
+}
+
+/// Follows a database from a place on.
+pub(crate) async fn follow(
+    server: Arc<Server>,
+    from: &Following,
+    until: Until,
+    store: Arc<dyn AttachmentStore>,
+) -> Result<ChangeStream> {
+    let place = Place::of(&from.position)?;
+    let known = from.collections.iter().map(|c| c.id.clone()).collect();
+    let (out, items) = tokio::sync::mpsc::channel(2);
+    let mut feed = Feed { server, from: from.clone(), place, known, time: from.time, store, out };
+    tokio::spawn(async move {
+        if let Err(error) = feed.run(until).await {
+            let _ = feed.out.send(Err(error)).await;
+        }
+    });
+    Ok(futures::stream::unfold(items, |mut items| async { items.recv().await.map(|item| (item, items)) }).boxed())
+}
+
+struct Feed {
+    server: Arc<Server>,
+    from: Following,
+    place: Place,
+    known: HashSet<model::CollectionId>,
+    time: EngineTime,
+    store: Arc<dyn AttachmentStore>,
+    out: Sender<Result<ChangeItem>>,
+}
+
+impl Feed {
+    async fn run(&mut self, until: Until) -> Result<()> {
+        let mut compared: Option<Instant> = None;
+        loop {
+            let stats = self.server.must_stats().await?;
+            let hold = crate::hold::task(&self.server).await?;
+            match self.place.judge(&stats, hold) {
+                Verdict::GoesOn => {}
+                Verdict::Compare(why) | Verdict::Lost(why) => return Err(Error::new(ErrorKind::HistoryLost, why)),
+            }
+            let due = compared.is_none_or(|at| at.elapsed() >= ASK_DATABASE);
+            if stats.etag() > self.place.etag {
+                self.read(stats.etag()).await?;
+            } else {
+                self.tick();
+            }
+            if due && self.from.selection.takes(DATABASE) {
+                self.compare_own().await?;
+                compared = Some(Instant::now());
+            }
+            self.commit().await?;
+            if until == Until::Now {
+                return Ok(());
+            }
+            tokio::time::sleep(ASK).await;
+        }
+    }
+
+    /// Our clock, never standing still, as it orders what is read.
+    fn tick(&mut self) {
+        let now = SystemClock.now_millis();
+        self.time = EngineTime::wall(now.max(self.time.order as i64 + 1));
+    }
+
+    async fn give(&self, item: ChangeItem) -> Result<()> {
+        self.out.send(Ok(item)).await.map_err(|_| Error::new(ErrorKind::Interrupted, "nobody follows any more"))
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        self.place.read = self.time.order;
+        self.give(ChangeItem::Commit { position: self.place.position()?, time: self.time }).await
+    }
+
+    /// Reads all changes of one transaction, which sees at least what had happened up to `seen`.
+    async fn read(&mut self, seen: u64) -> Result<()> {
+        let build = self.server.build().await?;
+        let input = self.server.export(&build, catalog::CHANGES, None, Some(self.place.etag + 1)).await?;
+        // The transaction is open: what it shows is the state of now.
+        self.tick();
+        let mut reader = Reader::new(input);
+        let mut gather = Gather::new(Route::Each, self.from.selection.clone(), self.store.clone());
+        let mut names: Option<HashMap<model::CollectionId, String>> = None;
+        let mut last = seen;
+        while let Some(event) = reader.next().await? {
+            if let crate::dump::Event::Item(item) = &event {
+                last = last.max(etag_of(item, &self.place.database));
+            }
+            gather.take(&mut reader, event).await?;
+            for batch in gather.take_ready() {
+                self.give_batch(batch, &mut names).await?;
+            }
+        }
+        for batch in gather.finish() {
+            self.give_batch(batch, &mut names).await?;
+        }
+        // Not the etag of afterwards: what this very transaction showed.
+        self.place.etag = last;
+        Ok(())
+    }
+
+    async fn give_batch(
+        &mut self,
+        batch: Batch,
+        names: &mut Option<HashMap<model::CollectionId, String>>,
+    ) -> Result<()> {
+        let id = batch.collection.clone();
+        if !self.known.contains(&id) {
+            if names.is_none() {
+                let all = self.server.collections().await?;
+                *names = Some(all.into_keys().map(|name| (collection_id(&name), name)).collect());
+            }
+            let name = names.as_ref().and_then(|n| n.get(&id)).cloned().unwrap_or_else(|| id.as_str().to_owned());
+            if !self.from.selection.takes(&name) {
+                return Ok(());
+            }
+            self.known.insert(id.clone());
+            let info = catalog::info(&name);
+            self.give(ChangeItem::Catalog { info: Some(info), collection: id, time: self.time }).await?;
+        }
+        let times = vec![self.time; batch.len()];
+        self.give(ChangeItem::Batch(ChangeBatch { batch, times })).await
+    }
+
+    /// What belongs to the database itself comes as a whole, if it has changed.
+    async fn compare_own(&mut self) -> Result<()> {
+        let build = self.server.build().await?;
+        let types = catalog::of_database(&build);
+        let own = hashed(Reader::new(self.server.export(&build, types, None, None).await?)).await?;
+        if self.place.own.as_ref() == Some(&own) {
+            return Ok(());
+        }
+        let mut reader = Reader::new(self.server.export(&build, types, None, None).await?);
+        let mut gather = Gather::new(Route::Only(DATABASE.into()), self.from.selection.clone(), self.store.clone());
+        let info = catalog::info(DATABASE);
+        let collection = info.id.clone();
+        let time = self.time;
+        self.give(ChangeItem::Catalog { info: None, collection: collection.clone(), time }).await?;
+        self.give(ChangeItem::Catalog { info: Some(info), collection, time }).await?;
+        // What came after the drop of the same time must count: it is of the next moment.
+        self.tick();
+        let mut names = None;
+        while let Some(event) = reader.next().await? {
+            gather.take(&mut reader, event).await?;
+            for batch in gather.take_ready() {
+                self.give_batch(batch, &mut names).await?;
+            }
+        }
+        for batch in gather.finish() {
+            self.give_batch(batch, &mut names).await?;
+        }
+        self.place.own = Some(own);
+        Ok(())
+    }
+}
+
+/// The hash of all items of a dump.
+async fn hashed(mut reader: Reader) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    while let Some(event) = reader.next().await? {
+        let (section, body) = match &event {
+            crate::dump::Event::Value { section, body } => (section.clone(), body.clone()),
+            crate::dump::Event::Item(item) => (item.section.clone(), item.body.clone()),
+            _ => continue,
+        };
+        hasher.update(section.as_bytes()).update(&[0]).update(&body).update(&[0]);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The etag that an item has in a database: a part of its change vector, or its own.
+fn etag_of(item: &crate::dump::Item, database: &str) -> u64 {
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        #[serde(rename = "Etag")]
+        etag: Option<u64>,
+        #[serde(borrow, rename = "@metadata")]
+        metadata: Option<Inner<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct Inner<'a> {
+        #[serde(borrow, rename = "@change-vector")]
+        vector: Option<std::borrow::Cow<'a, str>>,
+    }
+    let Ok(head) = crate::dump::parse::<Head<'_>>(&item.body, "an item") else { return 0 };
+    let vector = head.metadata.and_then(|m| m.vector).unwrap_or_default();
+    let mine = vector.split(", ").filter_map(|part| part.trim().strip_suffix(database)?.strip_suffix('-'));
+    let of_vector = mine.filter_map(|part| part.split_once(':')?.1.parse().ok()).max();
+    head.etag.into_iter().chain(of_vector).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::dump::Item;
+
+    fn stats(json: &str) -> Stats {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_place_is_gone_on_from_only_if_nothing_can_be_missed() {
+        let now = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":9}"#);
+        let place = Place { database: "d".into(), etag: 7, hold: 3, read: 0, own: None };
+        assert_eq!(Place::of(&place.position().unwrap()).unwrap(), place);
+        assert_eq!(place.judge(&now, Some(3)), Verdict::GoesOn);
+        assert!(matches!(place.judge(&now, None), Verdict::Compare(_)));
+        assert!(matches!(place.judge(&now, Some(4)), Verdict::Compare(_)));
+        let other = stats(r#"{"DatabaseId":"e","LastDatabaseEtag":9}"#);
+        assert!(matches!(place.judge(&other, Some(3)), Verdict::Lost(_)));
+        let older = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":6}"#);
+        assert!(matches!(place.judge(&older, Some(3)), Verdict::Lost(_)));
+        let with = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":9,"CountOfAttachments":1}"#);
+        assert!(matches!(place.judge(&with, Some(3)), Verdict::Compare(_)));
+    }
+
+    #[test]
+    fn etags_are_the_databases_own() {
+        let item = |body: &'static str| Item { section: "Docs".into(), body: body.into(), metadata: None, blob: None };
+        let vector = r#"{"@metadata":{"@change-vector":"A:31-me, B:99-other"}}"#;
+        assert_eq!(etag_of(&item(vector), "me"), 31);
+        assert_eq!(etag_of(&item(r#"{"Etag":12,"ChangeVector":"A:3-me"}"#), "me"), 12);
+        assert_eq!(etag_of(&item("{}"), "me"), 0);
+    }
+}

@@ -1,0 +1,21 @@
+//! RavenDB as a source and as a sink, and its dump format.
+
+mod catalog;
+mod changes;
+pub mod dump;
+mod gather;
+mod hold;
+pub mod keys;
+mod maker;
+mod members;
+mod metadata;
+mod proof;
+mod server;
+mod sink;
+mod source;
+mod upload;
+
+pub use dump::{DumpSink, DumpSource};
+pub use server::Server;
+pub use sink::RavenSink;
+pub use source::RavenSource;

