@@ -10,7 +10,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((first, rest)) = input.split_first() else { return };
     // Few inputs would ever begin so by themselves.
     let dump = [b"{\"new_edits\":false,\"docs\":[\n", rest].concat();
-    for (form, bytes) in [(Form::CouchdbDump, rest), (Form::CouchdbDump, &dump), (Form::Couchbackup, rest)] {
+    for (form, bytes) in [(Form::CouchdbDump, rest), (Form::CouchdbDump, &dump[..]), (Form::Couchbackup, rest)] {
         let lines = bytes.iter().filter(|b| **b == b'\n').count() as u64 + 1;
         let found = all(form, bytes);
         assert_eq!(found, all(form, Slowly(bytes, 1 + usize::from(*first))));
