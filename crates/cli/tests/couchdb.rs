@@ -197,3 +197,30 @@ fn live_backup_stores_what_changes() {
     assert_eq!(ran.summary()["proof"]["holds"], true);
     same(&state(&couch, &to), &state(&couch, "shop"));
 }
+
+#[test]
+fn large_attachments_that_change_are_a_gap_that_heals() {
+    let (couch, host) = (CouchServer::shared(), Host::ready());
+    let db = fill(&couch);
+    couch.done("DELETE", &format!("/{db}/_design/no?rev=1-e"), "");
+    let url = couch.url(&db);
+    host.run(&["backup", &url, "--to", "v"]).ends(0);
+    let other = "QUJD".repeat((2 << 20) + 1);
+    couch.put_all(
+        &db,
+        &[leaf("large", &["g", "f"], &format!(r#""_attachments":{{"b":{{"content_type":"x/y","data":"{other}"}}}}"#))],
+    );
+    let ran = host.run(&["backup", &url, "--to", "v", "--json"]);
+    assert!(ran.code == 5 && ran.out.contains("too large for the change log"), "{ran:?}");
+    host.run(&["backup", &url, "--to", "v"]).ends(0);
+    let to = couch.database_name();
+    let ran = host.read(&["restore", "v", "--into", &couch.url(&to), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    same(&state(&couch, &to), &state(&couch, &db));
+    // One document alone comes back, too.
+    let one = couch.database_name();
+    let ran =
+        host.read(&["restore", "v", "--into", &couch.url(&one), "--only", &format!("{db}/small"), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    assert_eq!(couch.ask("GET", &format!("/{one}/small/a.txt"), "").1, "hello");
+}

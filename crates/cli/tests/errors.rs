@@ -31,7 +31,7 @@ fn a_wrong_command_line_ends_with_2() {
     host.run(&["nonsense"]).ends(2);
     host.run(&["backup", "folder:lib"]).ends(2);
     host.run(&["backup", "lib", "--to", "v"]).fails(2, "does not say what it is");
-    host.run(&["backup", "couchdb+http://host/db", "--to", "v"]).fails(2, "not supported by this version");
+    host.run(&["backup", "rxdb+http://host/db", "--to", "v"]).fails(2, "not supported by this version");
     host.run(&["restore", "v", "--into", "out"]).fails(2, "does not say what it is");
     host.run(&["restore", "v", "--into", "folder:out", "--at", "soon"]).fails(2, "not a time");
     assert!(host.run(&["init", "w"]).fails(2, "--recipient or --plain").err.contains("keygen"));

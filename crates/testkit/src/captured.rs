@@ -80,9 +80,17 @@ impl Captured {
             ("GET", [_, "_revs_limit"]) => Answer::json("1000\n"),
             ("POST", [_, "_bulk_get"]) => self.bulk_get(&asked.body),
             ("GET", [_, "_design", id, name]) => self.attachment(asked, &format!("_design/{id}"), name),
+            ("GET", [_, "_design", id]) => self.open_revs(&format!("_design/{id}")),
             ("GET", [_, id, name]) => self.attachment(asked, id, name),
+            ("GET", [_, id]) if !id.starts_with('_') => self.open_revs(id),
             _ => Answer::status(404, "not_found"),
         }
+    }
+
+    fn open_revs(&self, id: &str) -> Answer {
+        let of_id = self.revisions.iter().filter(|((of, _), _)| of == id);
+        let all: Vec<_> = of_id.map(|(_, text)| format!("{{\"ok\":{text}}}")).collect();
+        if all.is_empty() { Answer::status(404, "not_found") } else { Answer::json(format!("[{}]", all.join(","))) }
     }
 
     fn bulk_get(&self, question: &[u8]) -> Answer {

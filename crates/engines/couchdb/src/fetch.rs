@@ -10,6 +10,7 @@ use model::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes that one answer should hold.
@@ -23,25 +24,29 @@ const TOGETHER: usize = 500;
 
 /// Learns how large documents are, so that requests ask for about as much each.
 #[derive(Debug)]
-pub(crate) struct Pace(AtomicUsize);
+pub(crate) struct Pace {
+    bytes: AtomicUsize,
+    /// Whether `_bulk_get` tells how attachments are stored, as `open_revs` does; empty while unknown.
+    tells: OnceLock<bool>,
+}
 
 impl Default for Pace {
     fn default() -> Self {
         // Small at first: nothing is known yet.
-        Pace(AtomicUsize::new(ANSWER / 50))
+        Pace { bytes: AtomicUsize::new(ANSWER / 50), tells: OnceLock::new() }
     }
 }
 
 impl Pace {
     /// How many documents to ask for.
     pub fn count(&self) -> usize {
-        (ANSWER / self.0.load(Ordering::Relaxed).max(1)).clamp(1, TOGETHER)
+        (ANSWER / self.bytes.load(Ordering::Relaxed).max(1)).clamp(1, TOGETHER)
     }
 
     fn learn(&self, documents: usize, bytes: usize) {
         let now = bytes / documents.max(1);
-        let before = self.0.load(Ordering::Relaxed);
-        self.0.store((before * 3 + now) / 4, Ordering::Relaxed);
+        let before = self.bytes.load(Ordering::Relaxed);
+        self.bytes.store((before * 3 + now) / 4, Ordering::Relaxed);
     }
 }
 
@@ -55,6 +60,42 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
+    /// Takes all leaves of one document as they are now.
+    async fn open(&mut self, client: &Client, database: &str, id: &str, i: usize) -> Result<()> {
+        let bytes = open(client, database, id).await?;
+        let number = self.answers.len();
+        self.places[i] = opened(&bytes)?.into_iter().map(|(s, e)| (number, s, e)).collect();
+        self.answers.push(bytes);
+        Ok(())
+    }
+
+    fn texts(&self, i: usize) -> Vec<&[u8]> {
+        let mut texts: Vec<_> = self.places[i].iter().map(|(answer, s, e)| &self.answers[*answer][*s..*e]).collect();
+        texts.sort_unstable();
+        texts
+    }
+
+    /// Whether a document may have attachments: a text that only looks so costs a request.
+    fn has_attachments(&self, i: usize) -> bool {
+        self.texts(i).iter().any(|text| contains(text, b"\"_attachments\":"))
+    }
+
+    /// Whether the answer to many questions says as much of a document's attachments as that to a single
+    /// one. The first document with packed attachments settles it for all.
+    async fn tells_all(&self, client: &Client, database: &str, row: &Row, i: usize, pace: &Pace) -> Result<bool> {
+        if let Some(tells) = pace.tells.get() {
+            return Ok(*tells);
+        }
+        let mut alone = Fetched { answers: Vec::new(), places: vec![Vec::new()] };
+        alone.open(client, database, &row.id, 0).await?;
+        let (here, there) = (self.texts(i), alone.texts(0));
+        if there.iter().any(|text| contains(text, b"\"encoding\":")) {
+            // Two may find it out at the same time: the same.
+            let _ = pace.tells.set(here == there);
+        }
+        Ok(here == there)
+    }
+
     /// The leaves of the document that was asked for as number `i`; none if it is gone.
     pub fn leaves(&self, i: usize, without: bool) -> Result<Vec<Leaf<'_>>> {
         let texts = self.places[i].iter().map(|(answer, start, end)| &self.answers[*answer][*start..*end]);
@@ -66,6 +107,10 @@ impl Fetched {
             })
             .collect()
     }
+}
+
+fn contains(text: &[u8], piece: &[u8]) -> bool {
+    memchr::memmem::find(text, piece).is_some()
 }
 
 #[derive(Deserialize)]
@@ -125,11 +170,9 @@ pub(crate) async fn fetch(client: &Client, database: &str, rows: &[Row], pace: &
     }
     // A leaf that has gone since the row came: the document has others now, or none.
     for (i, row) in rows.iter().enumerate() {
-        if all.places[i].len() != row.revs.len() || row.revs.is_empty() {
-            let bytes = open(client, database, &row.id).await?;
-            let number = all.answers.len();
-            all.places[i] = opened(&bytes)?.into_iter().map(|(s, e)| (number, s, e)).collect();
-            all.answers.push(bytes);
+        let is_old = all.places[i].len() != row.revs.len() || row.revs.is_empty();
+        if is_old || (all.has_attachments(i) && !all.tells_all(client, database, row, i, pace).await?) {
+            all.open(client, database, &row.id, i).await?;
         }
     }
     Ok(all)

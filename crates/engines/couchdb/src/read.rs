@@ -18,6 +18,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 
 /// What a plan tells the reading of one database.
@@ -40,8 +41,10 @@ pub(crate) struct Reader {
     pub store: Arc<dyn AttachmentStore>,
     pub pace: Arc<Pace>,
     pub selection: Arc<Selection>,
-    /// Requests side by side.
+    /// Documents are fetched by so many requests side by side.
     pub concurrency: usize,
+    /// Their turns, which all databases that are read at the same time share.
+    pub turns: Arc<Semaphore>,
 }
 
 /// A document with its attachments.
@@ -113,7 +116,10 @@ impl Reader {
     async fn give(&self, rows: Vec<Row>, out: &Out) -> Result<()> {
         let kinds = [Kind::Document, inline::kind(), Kind::Attachment];
         let mut batches = kinds.map(|kind| BatchBuilder::new(self.collection.clone(), kind, Encoding::Json));
+        let turn = self.turns.acquire().await.map_err(|_| unheard())?;
         let fetched = fetch::fetch(self.client(), &self.database, &rows, &self.pace).await?;
+        // Whoever waits to be heard must not keep others from being read.
+        drop(turn);
         for (i, row) in rows.iter().enumerate() {
             let read = match self.read_one(&fetched, i, true).await {
                 Err(e) if self.selection.skip_bad && is_bad(&e) => {

@@ -11,6 +11,7 @@ use crate::writer::Writer;
 use model::{AttachmentStore, Batch, Error, HashingStore, Kind, Result, ScanItem, Selection};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
 
@@ -110,6 +111,7 @@ impl Back {
             pace: Arc::new(Pace::default()),
             selection: Arc::new(Selection::default()),
             concurrency: 4,
+            turns: Arc::new(Semaphore::new(4)),
         };
         let (out, items) = tokio::sync::mpsc::channel(4);
         let reading = tokio::spawn(async move { reader.scan(&out).await });

@@ -12,7 +12,12 @@ use model::{
     Following, Gap, Loss, Part, Plan, Result, ScanItem, ScanStream, Selection, Source, SourceState, Until,
 };
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
+/// Requests that fetch documents side by side: more do not make a server faster.
+const CONCURRENCY: usize = 4;
+/// Databases that are read side by side.
+const DATABASES: usize = 6;
 /// Items that may wait for whoever reads.
 const WAITING: usize = 4;
 /// Databases of the server's own that hold users and what they replicate.
@@ -30,17 +35,19 @@ const SYSTEM: &[&str] = &["_users", "_replicator"];
 pub struct CouchSource {
     pub(crate) server: Arc<Server>,
     pub(crate) concurrency: usize,
+    turns: Arc<Semaphore>,
 }
 
 impl CouchSource {
     /// The server's databases; nothing is asked yet.
     pub fn new(server: Arc<Server>) -> CouchSource {
-        CouchSource { server, concurrency: 4 }
+        CouchSource { server, concurrency: CONCURRENCY, turns: Arc::new(Semaphore::new(CONCURRENCY)) }
     }
 
-    /// How many requests are under way for one database; 4 unless told.
+    /// How many requests fetch documents side by side; 4 unless told.
     pub fn concurrency(mut self, requests: usize) -> CouchSource {
         self.concurrency = requests.clamp(1, 32);
+        self.turns = Arc::new(Semaphore::new(self.concurrency));
         self
     }
 
@@ -122,6 +129,7 @@ impl CouchSource {
             pace: Arc::new(Pace::default()),
             selection,
             concurrency: self.concurrency,
+            turns: self.turns.clone(),
         }
     }
 }
@@ -163,6 +171,11 @@ impl Source for CouchSource {
             }
         }
         Ok(Plan::Changes { from: from.clone() })
+    }
+
+    fn side_by_side(&self) -> usize {
+        // Small databases cost a few requests one after the other each.
+        if self.server.place().only().is_some() { 1 } else { DATABASES }
     }
 
     async fn read(&self, part: &Part, store: Arc<dyn AttachmentStore>) -> Result<ScanStream> {

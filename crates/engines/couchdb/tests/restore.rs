@@ -117,3 +117,56 @@ async fn what_is_not_there_is_said() {
     let nobody = couch::CouchSource::new(common::server("couchdb+http://127.0.0.1:1/x"));
     assert_eq!(nobody.plan(&Selection::default(), None).await.unwrap_err().kind(), ErrorKind::Retry);
 }
+
+#[tokio::test]
+async fn nothing_is_deleted_before_its_place_is_proven() {
+    let couch = CouchServer::shared();
+    let (from, to) = (couch.database(), couch.database());
+    couch.put_all(&from, &[leaf("a", &["1"], r#""v":1"#)]);
+    couch.put_all(&to, &[leaf("mine", &["1"], r#""v":2"#)]);
+    // On the way back from the scratch database, a byte is wrong.
+    let behind = couch.clone();
+    let web = testkit::web::Web::start(move |asked| {
+        let path = format!("{}?{}", asked.path, asked.query);
+        let (status, body) = behind.ask(&asked.method, &path, std::str::from_utf8(&asked.body).unwrap());
+        let body = if path.contains("-rewound-") { body.replace("\"v\":1", "\"v\":7") } else { body };
+        testkit::web::Answer { status, ..testkit::web::Answer::json(body) }
+    });
+    let into = couch::CouchSink::new(common::server(&format!("couchdb+http://{}/{to}", web.host)));
+    let replace = RestoreOptions { if_exists: IfExists::Replace, ..RestoreOptions::default() };
+    let error = restore(&source(&couch, &from), &into, &replace).await.unwrap_err();
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains(&format!("{to}-rewound-")) && hint.contains("was not touched"), "{error:?}");
+    let there = entries(&source(&couch, &to), &to).await;
+    assert!(there.iter().any(|e| e.key == b"mine"), "the old database is there");
+    let scratch = couch.done("GET", "/_all_dbs", "");
+    let scratch = scratch
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|n| n.as_str())
+        .find(|n| n.starts_with(&format!("{to}-rewound-")));
+    assert!(entries(&source(&couch, scratch.unwrap()), scratch.unwrap()).await.iter().any(|e| e.key == b"a"));
+    couch.done("DELETE", &format!("/{}", scratch.unwrap()), "");
+}
+
+#[tokio::test]
+async fn three_hundred_databases() {
+    let couch = CouchServer::start();
+    for i in 0..300 {
+        couch.done("PUT", &format!("/many{i}"), "");
+    }
+    couch.put_all("many7", &[leaf("a", &["1"], "")]);
+    let source = source(&couch, "many*");
+    assert_eq!(source.describe().await.unwrap().collections.len(), 300);
+    let model::Plan::Scan { start: Some(position), parts, .. } =
+        source.plan(&Selection::default(), None).await.unwrap()
+    else {
+        panic!("no scan")
+    };
+    assert_eq!(parts.len(), 300);
+    let last =
+        model::SourceState { identity: String::new(), position: Some(position), time: model::EngineTime::wall(1) };
+    let plan = source.plan(&Selection::default(), Some(&last)).await.unwrap();
+    assert!(matches!(plan, model::Plan::Changes { .. }));
+}

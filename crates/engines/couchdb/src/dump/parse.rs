@@ -361,4 +361,18 @@ mod tests {
         assert!(of("{}".into())[0].contains("list of documents"));
         assert_eq!(of(String::new()), ["1 None! the file is empty"]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_comes_is_read_to_its_end(pieces in proptest::collection::vec("(\\{\"new_edits\":false,\"docs\":\\[|\\{\"_id\":\"[ab]\",\"_rev\":\"1-x\"\\}|[\\[\\],\n {}\"x]){0,6}", 0..6)) {
+            let text = pieces.concat();
+            for (form, text) in [(Form::CouchdbDump, &text), (Form::CouchdbDump, &format!("{DUMP_BEGIN}\n{text}")), (Form::Couchbackup, &text)] {
+                let lines = text.matches('\n').count() as u64 + 2;
+                for found in all(form, text) {
+                    let line: u64 = found.split(' ').next().unwrap().parse().unwrap();
+                    proptest::prop_assert!((1..=lines).contains(&line), "{}", found);
+                }
+            }
+        }
+    }
 }

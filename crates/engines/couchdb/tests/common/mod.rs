@@ -136,10 +136,9 @@ async fn send(
         session.catalog(&part.collection).await?;
         let mut items = from.read(part, store.clone()).await?;
         while let Some(item) = items.next().await {
-            if let ScanItem::Batch(batch) = item? {
-                if !into.leaves_out(&batch) {
-                    session.write(batch).await?;
-                }
+            match item? {
+                ScanItem::Batch(batch) if !into.leaves_out(&batch) => session.write(batch).await?,
+                _ => {}
             }
         }
     }
