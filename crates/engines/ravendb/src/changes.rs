@@ -187,6 +187,10 @@ impl Feed {
         for batch in gather.finish() {
             self.give_batch(batch, &mut names).await?;
         }
+        // What came after the look before the export was not part of it.
+        if let Some(why) = obstacle(&self.server.must_stats().await?) {
+            return Err(Error::new(ErrorKind::HistoryLost, why));
+        }
         // Not the etag of afterwards: what this very transaction showed.
         self.place.etag = last;
         Ok(())

@@ -366,7 +366,11 @@ fn refused(doing: &str, status: StatusCode, body: &str) -> Error {
     let first: String = message.lines().next().unwrap_or_default().chars().take(SHOWN).collect();
     let text = format!("{doing}: the server says {status}: {first}");
     let kind = answer.as_ref().map_or("", |a| a.kind.as_str());
-    if kind.contains("DatabaseDoesNotExist") || status == StatusCode::NOT_FOUND {
+    // A server that never had a database says that it is passive.
+    if kind.contains("DatabaseDoesNotExist")
+        || message.contains("the node is passive")
+        || status == StatusCode::NOT_FOUND
+    {
         return Error::missing(text);
     }
     match status {
@@ -423,6 +427,8 @@ mod tests {
             (error.kind(), error.message()),
             (ErrorKind::Missing, "asking: the server says 503 Service Unavailable: no")
         );
+        let body = r#"{"Message":"Can't perform actions on the database 'x' while the node is passive."}"#;
+        assert_eq!(refused("x", StatusCode::SERVICE_UNAVAILABLE, body).kind(), ErrorKind::Missing);
         assert_eq!(refused("x", StatusCode::FORBIDDEN, "").kind(), ErrorKind::Credentials);
         assert_eq!(refused("x", StatusCode::SERVICE_UNAVAILABLE, "").kind(), ErrorKind::Retry);
     }

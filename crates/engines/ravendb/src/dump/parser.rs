@@ -319,4 +319,23 @@ mod tests {
             assert_eq!(error.kind(), model::ErrorKind::Corrupt, "{}: {error}", String::from_utf8_lossy(bad));
         }
     }
+
+    proptest::proptest! {
+        /// Whatever happens to a dump: it ends well, and pieces change nothing.
+        #[test]
+        fn damage_never_depends_on_the_pieces(
+            damage in proptest::collection::vec((0..DUMP.len(), proptest::num::u8::ANY), 0..4),
+            end in 0..=DUMP.len(),
+            piece in 1usize..40,
+        ) {
+            let mut dump = DUMP.to_vec();
+            damage.into_iter().for_each(|(at, byte)| dump[at] = byte);
+            let (whole, pieces) = (events(&dump[..end], DUMP.len()), events(&dump[..end], piece));
+            match (whole, pieces) {
+                (Ok(a), Ok(b)) => proptest::prop_assert_eq!(a, b),
+                (Err(a), Err(b)) => proptest::prop_assert_eq!(a.kind(), b.kind()),
+                (a, b) => proptest::prop_assert!(false, "{:?} {:?}", a, b),
+            }
+        }
+    }
 }
