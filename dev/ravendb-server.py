@@ -3,7 +3,7 @@
 
 The newer one (5.4.115) comes in the wheel `ravendb-embedded`, which expects a .NET runtime. That is made of a
 program which brings its own, whole (.NET 9 with ASP.NET Core), and of the host program `dotnet` from another
-wheel. wheel. The older one (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
+wheel. The older one (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
 brings. FOLDER/5.4/raven and FOLDER/4.1/raven then start a server with whatever arguments they are given."""
 
 import glob

@@ -451,9 +451,10 @@ impl<'a> Follower<'a> {
                 continue;
             }
             // A chain needs one flush, also if nothing has changed.
+            let has_moved = |m: &Mark| m.position != taker.sent.position || m.time != taker.sent.time;
             let unsaid = taker.flushed.is_none()
                 || taker.gathering.has_changes()
-                || taker.gathering.mark.as_ref().is_some_and(|m| m.position != taker.sent.position);
+                || taker.gathering.mark.as_ref().is_some_and(has_moved);
             if !(closing && unsaid) && taker.due(now) > now {
                 continue;
             }
