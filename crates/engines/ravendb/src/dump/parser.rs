@@ -121,6 +121,7 @@ impl Parser {
                     self.take(1);
                     self.state = State::Name;
                 }
+                (State::Start, _) if BOM.starts_with(&self.buffer) => return Ok(None),
                 (State::Start, _) => {
                     return Err(Error::corrupt("this is no RavenDB dump: it does not begin with a brace")
                         .hint("a .ravendbdump is made by RavenDB's export, or by `rewound copy`"));
@@ -230,8 +231,9 @@ impl Parser {
         let n = self.buffer.iter().take_while(|b| space(b)).count();
         self.buffer.advance(n);
         self.taken += n as u64;
-        if matches!(self.state, State::Start) && self.buffer.starts_with(b"\xef\xbb\xbf") {
-            self.take(3);
+        if matches!(self.state, State::Start) && self.buffer.starts_with(BOM) {
+            self.take(BOM.len());
+            self.skip(commas);
         }
     }
 
@@ -245,6 +247,9 @@ impl Parser {
             .hint("the dump is damaged: take it from the server again")
     }
 }
+
+/// What some programs put before a text in UTF-8.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\n' | b'\r' | b'\t')
@@ -282,6 +287,16 @@ mod tests {
         }
         parser.finish()?;
         Ok(all)
+    }
+
+    #[test]
+    fn a_mark_before_the_text_may_come_in_pieces() {
+        let dump = [BOM, b" {\"BuildVersion\":54106}"].concat();
+        let whole = events(&dump, dump.len()).unwrap();
+        for piece in 1..6 {
+            assert_eq!(events(&dump, piece).unwrap(), whole);
+        }
+        assert_eq!(events(&BOM[..2], 1).unwrap_err().kind(), model::ErrorKind::Corrupt);
     }
 
     const DUMP: &[u8] = b"{\"BuildVersion\":54106,\"DatabaseRecord\":{\"a\":null},\"Docs\":[\
