@@ -142,7 +142,7 @@ fn replace_first_looks_whether_all_is_there() {
     host.run(&["backup", &shop.url(), "--to", "v"]).ends(0);
     let replace = ["restore", "v", "--into", &shop.url(), "--if-exists", "replace", "--memory", "1"];
     let plan = host.read(&[&replace[..], &["--dry-run"]].concat()).ends(0);
-    assert!(plan.out.contains("objects that are needed are in the vault"), "{}", plan.out);
+    assert!(plan.out.contains("in the vault; what is inside is checked"), "{}", plan.out);
     shop.done(doc! { "update": "orders", "updates": [{ "q": { "_id": 7 }, "u": { "$set": { "n": "newer" } } }] });
     let before = shop.mongod.documents(&shop.name, "orders");
 

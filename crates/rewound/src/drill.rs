@@ -137,7 +137,7 @@ async fn restore(job: &Job, vault: &Vault, tag: &str, scratch: &Scratch) -> Resu
         let names = catalog.collections.iter().map(|c| c.info.name.as_str());
         options.rename = databases.renamed(names.filter(|n| options.selection.takes(n)))?;
     }
-    let restore = Restore::prepare(job, vault, scratch.target.clone(), &choice, options).await?;
+    let restore = Restore::prepare(job, vault, scratch.target.clone(), &choice, options, None).await?;
     let mut unproven: Vec<String> = restore.plan.losses.iter().map(|l| format!("{}: {}", l.what, l.why)).collect();
     // Nothing is at stake in scratch: what it cannot hold is said, and the rest is proven.
     let report = restore.run(job, Consent { allow_loss: true, verify: true }).await?;

@@ -68,13 +68,16 @@ pub struct Consent {
 }
 
 impl Restore {
-    /// Chooses the point and asks the target what it would do. Touches nothing.
+    /// Chooses the point and asks the target what it would do. Touches nothing. Holds about `memory`
+    /// bytes of changes while the state is made, 128 MiB unless told; the rest goes to an encrypted
+    /// temporary file.
     pub async fn prepare(
         job: &Job,
         vault: &Vault,
         target: Target,
         choice: &PointChoice,
         mut options: RestoreOptions,
+        memory: Option<usize>,
     ) -> Result<Restore> {
         job.phase(Doing::Checking, None, None);
         let points = job.stop.or(vault.points()).await?;
@@ -88,6 +91,10 @@ impl Restore {
         }
         let (state, notes) = job.stop.or(choose::state(vault, &points, choice, &options.selection)).await?;
         notes.into_iter().for_each(|note| job.note(note));
+        let state = match memory {
+            Some(bytes) => state.with_memory(bytes),
+            None => state,
+        };
         let point = state.point();
         let moment = Moment {
             time: state.time().to_string(),
@@ -102,7 +109,12 @@ impl Restore {
         let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
         if options.if_exists == IfExists::Replace {
             let count = job.stop.or(state.check_there()).await?;
-            plan.phases.insert(0, format!("all {count} objects that are needed are in the vault; what is in them is checked as they are read, before anything that is there is replaced"));
+            let there = if count == 1 {
+                "the object that is needed is".to_owned()
+            } else {
+                format!("all {count} objects that are needed are")
+            };
+            plan.phases.insert(0, format!("{there} in the vault; what is inside is checked while it is read, before anything that is there is replaced"));
         }
         plan.phases.extend(expiring::count(job, &state, &*target.sink).await?);
         let collections = state.collections().iter().map(|entry| CollectionReport {
@@ -123,15 +135,6 @@ impl Restore {
             plan,
             state,
         })
-    }
-
-    /// Holds about so many bytes of changes in memory while the state is made; the rest goes to an
-    /// encrypted temporary file. 128 MiB unless told.
-    pub fn with_memory(mut self, bytes: Option<usize>) -> Restore {
-        if let Some(bytes) = bytes {
-            self.state = self.state.with_memory(bytes);
-        }
-        self
     }
 
     /// Writes to the target, compares what is sent with the point's digests, and reads the target

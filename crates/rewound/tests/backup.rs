@@ -28,9 +28,10 @@ async fn back_up(memory: &Arc<Memory>, vaults: &[&Vault]) -> model::Result<Backu
 async fn restored(vault: &Vault, ordered: &[String]) -> Arc<Memory> {
     let memory = Arc::new(Memory { part: 1000, ordered: ordered.to_vec(), ..Memory::default() });
     let job = job(&Arc::default());
-    let restore = Restore::prepare(&job, vault, target(&memory), &PointChoice::default(), RestoreOptions::default())
-        .await
-        .unwrap();
+    let restore =
+        Restore::prepare(&job, vault, target(&memory), &PointChoice::default(), RestoreOptions::default(), None)
+            .await
+            .unwrap();
     let report = restore.run(&job, Consent { allow_loss: false, verify: true }).await.unwrap();
     assert!(report.written.proof.unwrap().holds());
     memory

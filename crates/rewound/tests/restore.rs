@@ -38,7 +38,7 @@ async fn restore(
     notes: &Arc<Notes>,
 ) -> model::Result<RestoreReport> {
     let job = job(notes);
-    Restore::prepare(&job, vault, target(to), &PointChoice::default(), options).await?.run(&job, consent).await
+    Restore::prepare(&job, vault, target(to), &PointChoice::default(), options, None).await?.run(&job, consent).await
 }
 
 async fn copy(from: &Arc<Memory>, to: &Arc<Memory>) -> model::Result<CopyReport> {

@@ -19,7 +19,8 @@ use vault::BackupOptions;
 /// What, where to, and how.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to back up: folder:PATH, mongodb://HOST[/DATABASE]
+    /// What to back up: folder:PATH, mongodb://HOST[/DATABASE], couchdb+http://HOST[/DATABASE],
+    /// ravendb+http://HOST/DATABASE
     #[arg(required_unless_present = "jobflow")]
     source: Option<String>,
     /// The queue of this project of jobflow-remote, instead of a SOURCE: as jobflow:PROJECT.yaml

@@ -15,9 +15,11 @@ use serde_json::json;
 /// From where, where to, and how.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to copy: folder:PATH, mongodb://HOST[/DATABASE], a vault (its newest point), or VAULT@TIME
+    /// What to copy: folder:PATH, mongodb://HOST[/DATABASE], couchdb+http://HOST[/DATABASE],
+    /// ravendb+http://HOST/DATABASE, a dump, a vault (its newest point), or VAULT@TIME
     source: String,
-    /// Where to: folder:PATH, mongodb://HOST[/DATABASE]
+    /// Where to: folder:PATH, mongodb://HOST[/DATABASE], couchdb+http://HOST[/DATABASE],
+    /// ravendb+http://HOST/DATABASE, a dump
     target: String,
     #[command(flatten)]
     write: WriteArgs,

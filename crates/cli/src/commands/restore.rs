@@ -17,7 +17,8 @@ use serde_json::json;
 pub struct Args {
     /// The vault
     vault: String,
-    /// Where to: folder:PATH, mongodb://HOST[/DATABASE]
+    /// Where to: folder:PATH, mongodb://HOST[/DATABASE], couchdb+http://HOST[/DATABASE],
+    /// ravendb+http://HOST/DATABASE
     #[arg(long, value_name = "TARGET", required_unless_present = "jobflow")]
     into: Option<String>,
     /// Into the queue of this project of jobflow-remote: as --into jobflow:PROJECT.yaml
@@ -83,7 +84,7 @@ pub async fn restore(
 ) -> Outcome {
     let target = registry::target(way.into, way.reach).or_usage()?;
     let vault = context.vault(vault).await?;
-    let restore = Restore::prepare(&context.job, &vault, target, choice, options).await?.with_memory(way.memory);
+    let restore = Restore::prepare(&context.job, &vault, target, choice, options, way.memory).await?;
     let (ui, point) = (&context.ui, restore.point.clone());
     let moment = &restore.moment;
     match moment.is_point {

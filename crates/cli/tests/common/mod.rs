@@ -148,14 +148,22 @@ pub fn ran(output: std::process::Output) -> Ran {
     }
 }
 
+/// A folder that is kept in step may change meanwhile: what goes between being listed and being read is left out.
 fn walk(root: &Path, folder: &Path, all: &mut BTreeMap<String, Vec<u8>>) {
-    for entry in fs::read_dir(folder).unwrap() {
+    let Some(entries) = unless_gone(fs::read_dir(folder)) else { return };
+    for entry in entries {
         let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => walk(root, &path, all),
-            false => {
-                drop(all.insert(path.strip_prefix(root).unwrap().to_str().unwrap().into(), fs::read(&path).unwrap()))
-            }
+        if path.is_dir() {
+            walk(root, &path, all);
+        } else if let Some(bytes) = unless_gone(fs::read(&path)) {
+            all.insert(path.strip_prefix(root).unwrap().to_str().unwrap().into(), bytes);
         }
+    }
+}
+
+fn unless_gone<T>(read: std::io::Result<T>) -> Option<T> {
+    match read {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        read => Some(read.unwrap()),
     }
 }
