@@ -9,7 +9,7 @@ use mongo::{Patches, raw};
 fuzz_target!(|input: &[u8]| {
     let Some(length) = raw::document_len(input) else { return };
     let (body, patch) = input.split_at(length);
-    let Ok(after) = Patches.apply(body, patch) else { return };
+    let Ok(after) = Patches.applied(body, patch) else { return };
     assert!(after.len() <= raw::DOCUMENT_MAX.max(input.len()));
     assert_eq!(raw::document_len(&after), Some(after.len()));
     let nested = &mut Vec::new();

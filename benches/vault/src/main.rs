@@ -14,6 +14,7 @@ mod stream;
 mod time;
 
 use documents::Form;
+use model::limits::IDLE_THREAD;
 use model::{Error, Result};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -40,8 +41,18 @@ impl Arguments {
     }
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    // As the program has it.
+    match tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD).build() {
+        Ok(runtime) => runtime.block_on(begin()),
+        Err(e) => {
+            eprintln!("starting: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn begin() -> ExitCode {
     let mut given = std::env::args().skip(1);
     let command = given.next().unwrap_or_default();
     let pairs = given.filter_map(|a| a.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned())));

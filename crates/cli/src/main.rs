@@ -8,6 +8,7 @@ mod ui;
 use args::Cli;
 use clap::Parser;
 use context::{Context, Failed};
+use model::limits::IDLE_THREAD;
 use rewound::exit::Exit;
 use rewound::registry::Reach;
 use rewound::{Job, Stop};
@@ -22,7 +23,8 @@ fn main() -> ExitCode {
     };
     let ui = Arc::new(Ui::new(&cli.global));
     ui::log::listen(&ui, cli.global.verbose);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD).build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             ui.error(&model::Error::io("starting", error));

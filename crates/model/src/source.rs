@@ -220,6 +220,13 @@ pub trait Source: Send + Sync {
 /// Applies an engine's patches ([`Kind::Patch`](crate::Kind::Patch)) to documents, byte for byte as
 /// the engine itself does.
 pub trait Patcher: Send + Sync {
+    /// Appends the document that `body` becomes. After an error any part of it may be there.
+    fn apply(&self, body: &[u8], patch: &[u8], into: &mut Vec<u8>) -> Result<()>;
+
     /// The document that `body` becomes.
-    fn apply(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>>;
+    fn applied(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>> {
+        let mut made = Vec::with_capacity(body.len() + patch.len());
+        self.apply(body, patch, &mut made)?;
+        Ok(made)
+    }
 }

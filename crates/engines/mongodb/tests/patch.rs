@@ -60,7 +60,7 @@ impl Replay {
                     let key = key(entry.get_document("o2").unwrap().as_bytes());
                     let Replayed { body, patches } = self.documents.get_mut(&key).unwrap();
                     patches.push(o.to_vec());
-                    let after = Patches.apply(body, o);
+                    let after = Patches.applied(body, o);
                     *body = after.unwrap_or_else(|e| panic!("seed {}: {e:?}: {}", self.seed, shown(o)));
                     self.updates += 1;
                 }
@@ -236,7 +236,8 @@ async fn entries(make: impl Fn(&mut Rng) -> Document) {
         let found = place.database.collection::<RawDocumentBuf>(&collection).find(doc! {}).await.unwrap();
         let found: Vec<RawDocumentBuf> = found.try_collect().await.unwrap();
         for ((before, patch), found) in documents.iter().zip(&patches).zip(&found) {
-            let after = Patches.apply(before, patch).unwrap_or_else(|e| panic!("seed {seed}: {e:?}: {}", shown(patch)));
+            let after =
+                Patches.applied(before, patch).unwrap_or_else(|e| panic!("seed {seed}: {e:?}: {}", shown(patch)));
             if after != found.as_bytes() {
                 let [before, patch, ours, server] =
                     [before, patch, &after, &found.as_bytes().to_vec()].map(|d| shown(d));
@@ -279,7 +280,7 @@ async fn broken_patches_are_refused_by_the_server_too() {
         doc! { "$v": 3, "diff": { "u": { "a": 2 } } },
         doc! { "a": 2 },
     ] {
-        let kind = Patches.apply(&body, &patch.to_vec().unwrap()).unwrap_err().kind();
+        let kind = Patches.applied(&body, &patch.to_vec().unwrap()).unwrap_err().kind();
         let expected =
             if patch.get_i32("$v").is_ok_and(|v| v == 3) { ErrorKind::Unsupported } else { ErrorKind::Corrupt };
         assert_eq!(kind, expected, "{patch}");
@@ -309,7 +310,7 @@ fn speed() {
         let patch = patch.to_vec().unwrap();
         let (start, rounds) = (Instant::now(), 200_000);
         for _ in 0..rounds {
-            std::hint::black_box(Patches.apply(&body, &patch).unwrap());
+            std::hint::black_box(Patches.applied(&body, &patch).unwrap());
         }
         let rate = rounds as f64 / start.elapsed().as_secs_f64() / 1e6;
         eprintln!("{name}: {rate:.2} million patches/s of a document of {} bytes", body.len());

@@ -150,7 +150,7 @@ fn decide(
     };
     let mut body = body;
     for (_, patch) in &patches {
-        match patcher.map(|p| p.apply(&body, patch)) {
+        match patcher.map(|p| p.applied(&body, patch)) {
             Some(Ok(patched)) => body = patched,
             // Reading the document is always right.
             Some(Err(e)) => {

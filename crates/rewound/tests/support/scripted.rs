@@ -13,8 +13,10 @@ use std::time::Duration;
 pub struct Append;
 
 impl Patcher for Append {
-    fn apply(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>> {
-        Ok([body, patch].concat())
+    fn apply(&self, body: &[u8], patch: &[u8], into: &mut Vec<u8>) -> Result<()> {
+        into.extend_from_slice(body);
+        into.extend_from_slice(patch);
+        Ok(())
     }
 }
 

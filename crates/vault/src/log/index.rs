@@ -6,7 +6,7 @@ use super::{CATALOG_SPACE, CatalogChange, unwrapped};
 use crate::frame::Frame;
 use crate::objects::Objects;
 use crate::segment::SegmentEntry;
-use model::{CollectionId, EngineTime, Error, Result, ResultExt};
+use model::{CollectionId, EngineTime, Error, Kind, Result, ResultExt};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ pub(crate) struct LogFrame {
     pub number: u32,
     pub collection: CollectionId,
     pub space: String,
+    /// Whether it holds patches.
+    pub is_patch: bool,
     /// Of its changes count those after this time …
     pub after: EngineTime,
     /// … up to and including this one.
@@ -60,9 +62,9 @@ pub(crate) async fn index(objects: &Objects, cover: &Cover) -> Result<LogIndex> 
     for Piece { object, after, until } in &cover.pieces {
         for (i, info) in object.header.frames.iter().enumerate() {
             let (collection, space) = (info.collection.clone(), info.kind.space().to_owned());
-            let (object, entry) = (object.clone(), object.entry.clone());
+            let (object, entry, is_patch) = (object.clone(), object.entry.clone(), info.kind == Kind::Patch);
             let number = i as u32 + 1;
-            let frame = LogFrame { object, entry, number, collection, space, after: *after, until: *until };
+            let frame = LogFrame { object, entry, number, collection, space, is_patch, after: *after, until: *until };
             if frame.space == CATALOG_SPACE {
                 let read = frame.read(objects).await?;
                 let of = catalog_changes(&read, *after, *until).context(|| format!("reading {}", frame.entry.object));

@@ -2,6 +2,7 @@
 //! temporary file, from which a key's changes come back with one read.
 
 use crate::read::bloom::Bloom;
+use crate::read::change::{Change, Cursor, GOES_ON, Records, SAME};
 use crate::read::spill::{OpenFile, Place, Sorted, Spill};
 use model::{Error, Result};
 use std::ops::ControlFlow;
@@ -13,140 +14,6 @@ const BLOCK: u64 = 2 << 10;
 const BLOCK_MOST: u64 = 32 << 10;
 /// Bytes in memory for each block, beside its content.
 const PER_BLOCK: u64 = (size_of::<Block>() + 8 + 4) as u64;
-
-/// Where a change's body is: the frame's number among those given, the document's in the frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Spot {
-    pub frame: u32,
-    pub doc: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Op {
-    Put,
-    Delete,
-    Patch,
-}
-
-/// One change of one key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Change<'a> {
-    pub key: &'a [u8],
-    pub time: u64,
-    /// A copy from a layer stands after log entries of the same time: they are in it already.
-    pub is_copy: bool,
-    pub op: Op,
-    pub spot: Spot,
-    pub patch: &'a [u8],
-}
-
-const OP: u8 = 3;
-const COPY: u8 = 4;
-/// The key is that of the change before, and left out.
-const SAME: u8 = 8;
-/// The key is that of the last change of the block before.
-const GOES_ON: u8 = 16;
-
-impl Change<'_> {
-    /// Writes it with its key.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        self.write_as(out, 0);
-    }
-
-    fn write_as(&self, out: &mut Vec<u8>, flags: u8) {
-        out.push(self.op as u8 | flags | if self.is_copy { COPY } else { 0 });
-        out.extend_from_slice(&self.time.to_le_bytes());
-        write_number(out, self.spot.frame);
-        write_number(out, self.spot.doc);
-        if flags & SAME == 0 {
-            write_number(out, self.key.len() as u32);
-            out.extend_from_slice(self.key);
-        }
-        if self.op == Op::Patch {
-            write_number(out, self.patch.len() as u32);
-            out.extend_from_slice(self.patch);
-        }
-    }
-}
-
-/// A number in as many bytes as it needs, 7 bits in each.
-fn write_number(out: &mut Vec<u8>, mut number: u32) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-/// Reads changes one after the other.
-#[derive(Debug, Clone, Copy)]
-struct Records<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    key: &'a [u8],
-}
-
-impl<'a> Records<'a> {
-    fn new(bytes: &'a [u8], at: usize) -> Self {
-        Records { bytes, at, key: b"" }
-    }
-
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let taken = self.bytes.get(self.at..self.at.checked_add(length)?)?;
-        self.at += length;
-        Some(taken)
-    }
-
-    fn number(&mut self) -> Option<u32> {
-        let mut number = 0;
-        for shift in (0..32).step_by(7) {
-            let byte = *self.bytes.get(self.at)?;
-            self.at += 1;
-            number |= u32::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(number);
-            }
-        }
-        None
-    }
-
-    /// The next change, and its flags.
-    fn record(&mut self) -> Option<(Change<'a>, u8)> {
-        let flags = self.take(1)?[0];
-        let time = u64::from_le_bytes(self.take(8)?.try_into().ok()?);
-        let spot = Spot { frame: self.number()?, doc: self.number()? };
-        if flags & SAME == 0 {
-            let length = self.number()?;
-            self.key = self.take(length as usize)?;
-        }
-        let op = match flags & OP {
-            0 => Op::Put,
-            1 => Op::Delete,
-            _ => Op::Patch,
-        };
-        let patch = match op {
-            Op::Patch => {
-                let length = self.number()?;
-                self.take(length as usize)?
-            }
-            _ => b"",
-        };
-        Some((Change { key: self.key, time, is_copy: flags & COPY != 0, op, spot, patch }, flags))
-    }
-
-    fn expect(&mut self) -> Result<(Change<'a>, u8)> {
-        self.record().ok_or_else(|| Error::bug("a block of changes ends within one"))
-    }
-}
-
-/// Where the first change of a key stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cursor {
-    pub block: u32,
-    pub offset: u32,
-    /// How many changes stand before it in all blocks.
-    pub ordinal: u64,
-}
 
 /// What stands at the end of a block: for each of its keys a part of the hash, where the first change
 /// is, and how many come before that.
@@ -211,6 +78,21 @@ pub(crate) struct Blocks {
     bloom: Bloom,
     /// The block that was read last from the file.
     last: (usize, Vec<u8>),
+    /// Changes that need not be looked at any more, by their numbers.
+    taken: Bits,
+}
+
+#[derive(Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn set(&mut self, at: u64) {
+        self.0[(at / 64) as usize] |= 1 << (at % 64);
+    }
+
+    fn get(&self, at: u64) -> bool {
+        self.0[(at / 64) as usize] >> (at % 64) & 1 == 1
+    }
 }
 
 impl Blocks {
@@ -240,6 +122,7 @@ impl Blocks {
                 spill: None,
                 bloom,
                 last: (usize::MAX, Vec::new()),
+                taken: Bits::default(),
             },
         };
         // Keys that have the same hash as the one before them: next to never there are any.
@@ -266,6 +149,7 @@ impl Blocks {
         let starts = |beginning: u64| made.firsts.partition_point(|first| made.beginning(*first) < beginning) as u32;
         made.index = (0..1 << made.bits).map(starts).collect();
         made.index.push(made.blocks.len() as u32);
+        made.taken = Bits(vec![0; made.count.div_ceil(64) as usize]);
         Ok(made)
     }
 
@@ -305,23 +189,42 @@ impl Blocks {
         Ok(None)
     }
 
-    /// Shows the changes of the key that begins at a place, with how many stand before each.
-    pub fn of_key(&mut self, key: Cursor, mut show: impl FnMut(u64, &Change<'_>) -> Result<()>) -> Result<()> {
-        self.walk(key, |cursor, begins, change| {
+    /// Shows the changes of a key: which one it is from 0, and whether it is taken. Takes those for
+    /// which it is told so.
+    pub fn of_key(&mut self, key: Cursor, mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
+        let mut taken = std::mem::take(&mut self.taken);
+        let shown = self.walk(key, |cursor, begins, change| {
             if begins && cursor != key {
                 return Ok(ControlFlow::Break(()));
             }
-            show(cursor.ordinal, change)?;
+            if show((cursor.ordinal - key.ordinal) as u32, change, taken.get(cursor.ordinal))? {
+                taken.set(cursor.ordinal);
+            }
             Ok(ControlFlow::Continue(()))
-        })
+        });
+        self.taken = taken;
+        shown
     }
 
-    /// Shows all changes with their places, and whether they are the first of their keys.
-    pub fn all(&mut self, mut show: impl FnMut(Cursor, bool, &Change<'_>) -> Result<()>) -> Result<()> {
-        self.walk(Cursor { block: 0, offset: 0, ordinal: 0 }, |cursor, begins, change| {
-            show(cursor, begins, change)?;
+    /// Says that so many changes of a key need not be looked at any more.
+    pub fn take(&mut self, key: Cursor, count: u32) {
+        (key.ordinal..key.ordinal + u64::from(count)).for_each(|change| self.taken.set(change));
+    }
+
+    /// Shows all changes, those of one key together: where its first one is, which one of them it is, and
+    /// whether it is taken.
+    pub fn all(&mut self, mut show: impl FnMut(Cursor, u32, &Change<'_>, bool) -> Result<()>) -> Result<()> {
+        let taken = std::mem::take(&mut self.taken);
+        let mut key = Cursor { block: 0, offset: 0, ordinal: 0 };
+        let shown = self.walk(key, |cursor, begins, change| {
+            if begins {
+                key = cursor;
+            }
+            show(key, (cursor.ordinal - key.ordinal) as u32, change, taken.get(cursor.ordinal))?;
             Ok(ControlFlow::Continue(()))
-        })
+        });
+        self.taken = taken;
+        shown
     }
 
     fn walk(
@@ -453,6 +356,7 @@ impl Making {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::read::change::{Op, Spot};
     use crate::read::spill::Sorter;
     use proptest::prelude::*;
 
@@ -503,10 +407,10 @@ mod tests {
                 prop_assert!(blocks.may_hold(*hash));
                 let first = blocks.find(*hash, key).unwrap().unwrap();
                 let mut expected = expected.into_iter();
-                blocks.of_key(first, |ordinal, found| {
+                blocks.of_key(first, |nth, found, taken| {
                     assert_eq!(Some(*found), expected.next().map(change));
-                    assert!(!std::mem::replace(&mut seen[ordinal as usize], true));
-                    Ok(())
+                    assert!(!taken && !std::mem::replace(&mut seen[first.ordinal as usize + nth as usize], true));
+                    Ok(nth == 1)
                 }).unwrap();
                 prop_assert!(expected.next().is_none());
                 prop_assert_eq!(blocks.find(*hash, b"another key").unwrap(), None);
@@ -515,10 +419,10 @@ mod tests {
             prop_assert!(seen.iter().all(|seen| *seen));
             let mut first = Vec::new();
             let mut next = 0;
-            blocks.all(|cursor, begins, found| {
-                assert_eq!(cursor.ordinal, next);
+            blocks.all(|cursor, nth, found, taken| {
+                assert_eq!((cursor.ordinal + u64::from(nth), nth == 1), (next, taken));
                 next += 1;
-                first.extend(begins.then(|| (cursor, found.key.to_vec())));
+                first.extend((nth == 0).then(|| (cursor, found.key.to_vec())));
                 Ok(())
             }).unwrap();
             prop_assert_eq!((next, first.len()), (changes.len() as u64, keys.len()));

@@ -359,7 +359,7 @@ impl<'a> SourceOf<'a> {
                     Some((kind, encoding, body)) => {
                         let patcher =
                             patcher.ok_or_else(|| Error::unsupported("this engine's patches are not known"))?;
-                        Some((kind, encoding, patcher.apply(&body, patch)?.into()))
+                        Some((kind, encoding, patcher.applied(&body, patch)?.into()))
                     }
                     // From before the first scan, which saw what became of it.
                     None if events[i + 1..].iter().any(|e| !matches!(e.what, What::Patch(_))) => None,

@@ -9,7 +9,7 @@ use crate::frame::Frame;
 use crate::hash::HashKeys;
 use crate::log::LogFrame;
 use crate::objects::Objects;
-use crate::read::blocks::Spot;
+use crate::read::change::Spot;
 use crate::read::overlay::{Changes, Fate, Overlay, Patches, check_collection, retain};
 use crate::read::segments::Segments;
 use crate::read::spill::{OpenFile, Sorted, Sorter};
@@ -57,13 +57,28 @@ impl ChangeFrame {
         }
     }
 
+    fn entry(&self) -> (&SegmentEntry, usize) {
+        match self {
+            ChangeFrame::Layer(place) => (&place.entry, place.frame as usize),
+            ChangeFrame::Log(frame) => (&frame.entry, frame.number as usize),
+        }
+    }
+
     /// Bytes in memory.
     pub fn raw(&self) -> usize {
-        let (entry, number) = match self {
-            ChangeFrame::Layer(place) => (&place.entry, place.frame),
-            ChangeFrame::Log(frame) => (&frame.entry, frame.number),
-        };
-        entry.frames.get(number as usize).map(|f| f.raw as usize).filter(|raw| *raw > 0).unwrap_or(FRAME)
+        let (entry, number) = self.entry();
+        entry.frames.get(number).map(|f| f.raw as usize).filter(|raw| *raw > 0).unwrap_or(FRAME)
+    }
+
+    /// About so many bytes its changes take in a table: of bodies only those of patches. What the header
+    /// of such a frame says of each patch is about as long as what a table needs.
+    fn gathered(&self) -> usize {
+        let (entry, number) = self.entry();
+        let count = entry.frames.get(number).map_or(0, |f| f.count as usize);
+        match self {
+            ChangeFrame::Log(frame) if frame.is_patch => self.raw(),
+            _ => count * 56,
+        }
     }
 }
 
@@ -205,11 +220,16 @@ impl Merge {
         (base_layer, ordered): (usize, bool),
     ) -> Result<Merge> {
         let dropped = dropped.map_or(0, |d| d.order);
-        let mut changes = Changes::new(keys.clone(), share.bytes / 16 * 13, share.memory.open);
+        let (memory, gathered) = (share.bytes / 16 * 14, frames.iter().map(ChangeFrame::gathered).sum::<usize>());
+        let (mut changes, room) = match gathered <= memory {
+            true => (Changes::new(keys.clone(), memory, share.memory.open), (memory - gathered).min(share.bytes / 4)),
+            // Most of them will be in the file anyway: what is decoded ahead and sorted has its room, too.
+            false => (Changes::of_many(keys.clone(), share.bytes / 2, share.memory.open), share.bytes / 16),
+        };
         let layers = frames.iter().take_while(|f| matches!(f, ChangeFrame::Layer(_))).count();
         // At the same time a copy comes after what the log says.
         let order: Vec<u32> = (layers as u32..frames.len() as u32).chain(0..layers as u32).collect();
-        let (frames, room) = (Arc::new(frames), share.bytes / 8);
+        let frames = Arc::new(frames);
         let mut bodies = Bodies {
             reader: reader.clone(),
             frames: frames.clone(),
@@ -267,9 +287,7 @@ impl Merge {
                 hasher.append(batch.key_of(i));
                 hasher.finalize64()
             }));
-            // In a loop of its own, so that the processor waits for several at once.
-            maybe.clear();
-            maybe.extend((0..batch.len()).filter(|i| self.overlay.may_hold(hashes[*i])));
+            self.overlay.may_hold(&hashes, &mut maybe);
             fates.clear();
             fates.resize(batch.len(), Fate::Kept);
             for i in &maybe {
@@ -290,8 +308,7 @@ impl Merge {
             out.send(renumber(retain(batch, |i| fates[i] == Fate::Kept), self.base_layer)).await?;
             for (i, fate) in fates.iter().enumerate() {
                 if let Fate::Becomes { patches, .. } = fate {
-                    let body = self.overlay.apply(*patches, batch.body_of(i), patcher)?;
-                    out.push(batch, batch.key_of(i), &body).await?;
+                    self.emit(batch, i, Some(*patches), patcher, out).await?;
                     self.overlay.take(*patches);
                 }
             }
@@ -315,14 +332,11 @@ impl Merge {
         for (i, fate) in fates.iter().enumerate() {
             match fate {
                 Fate::Dropped => {}
-                Fate::Kept => out.push(batch, batch.key_of(i), batch.body_of(i)).await?,
+                Fate::Kept => self.emit(batch, i, None, patcher, out).await?,
                 Fate::Becomes { start, patches } => {
                     match start {
                         Some(start) => self.document(*start, Some(*patches), patcher, out).await?,
-                        None => {
-                            let body = self.overlay.apply(*patches, batch.body_of(i), patcher)?;
-                            out.push(batch, batch.key_of(i), &body).await?;
-                        }
+                        None => self.emit(batch, i, Some(*patches), patcher, out).await?,
                     }
                     self.overlay.take(*patches);
                 }
@@ -340,12 +354,26 @@ impl Merge {
         out: &mut Out,
     ) -> Result<()> {
         let frame = self.bodies.fetch(start.frame).await?;
-        let (batch, i) = (&frame.batch, start.doc as usize);
-        let body = match patches {
-            Some(patches) => self.overlay.apply(patches, batch.body_of(i), patcher)?,
-            None => batch.body_of(i).into(),
-        };
-        out.push(batch, batch.key_of(i), &body).await
+        self.emit(&frame.batch, start.doc as usize, patches, patcher, out).await
+    }
+
+    /// A document, as it is or patched.
+    async fn emit(
+        &mut self,
+        batch: &Batch,
+        i: usize,
+        patches: Option<Patches>,
+        patcher: Option<&dyn Patcher>,
+        out: &mut Out,
+    ) -> Result<()> {
+        let body = batch.body_of(i);
+        out.like(batch, body.len()).await?.push(batch.key_of(i), |into| match patches {
+            Some(patches) => self.overlay.apply(patches, body, patcher, into),
+            None => {
+                into.extend_from_slice(body);
+                Ok(())
+            }
+        })
     }
 
     /// The documents that the oldest layer does not place: in an ordered collection in the order in
@@ -393,10 +421,7 @@ impl Merge {
             for (doc, patches) in docs {
                 let i = doc as usize;
                 match patches {
-                    Some(patches) => {
-                        let body = self.overlay.apply(patches, batch.body_of(i), patcher)?;
-                        out.push(batch, batch.key_of(i), &body).await?;
-                    }
+                    Some(patches) => self.emit(batch, i, Some(patches), patcher, out).await?,
                     None => {
                         plain.docs.extend(batch.docs.get(i));
                         plain.attachments.extend(batch.attachments.get(i).cloned());
@@ -459,6 +484,17 @@ struct Made {
     docs: Vec<Doc>,
 }
 
+impl Made {
+    /// Adds a document, whose body is written by `body`.
+    fn push(&mut self, key: &[u8], body: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+        let (start, key_start) = (self.body.len() as u32, self.keys.len() as u32);
+        body(&mut self.body)?;
+        self.keys.extend_from_slice(key);
+        self.docs.push(Doc { start, end: self.body.len() as u32, key_start, key_len: key.len() as u32 });
+        Ok(())
+    }
+}
+
 impl Out {
     async fn send(&mut self, batch: Batch) -> Result<()> {
         if batch.is_empty() {
@@ -468,26 +504,21 @@ impl Out {
         self.sender.send(Ok(batch)).await.map_err(gone)
     }
 
-    /// Adds a document like those of a batch.
-    async fn push(&mut self, like: &Batch, key: &[u8], body: &[u8]) -> Result<()> {
+    /// Where documents like those of a batch go, with room for one more.
+    async fn like(&mut self, like: &Batch, bytes: usize) -> Result<&mut Made> {
         let fits = |made: &Made| {
-            let room = made.body.len() + body.len() <= BATCH && made.docs.len() < BATCH_DOCUMENTS;
+            let room = made.body.len() + bytes <= BATCH && made.docs.len() < BATCH_DOCUMENTS;
             room && (&made.like.1, made.like.2) == (&like.kind, like.encoding)
         };
         if !self.made.as_ref().is_some_and(fits) {
             self.flush().await?;
         }
-        let made = self.made.get_or_insert_with(|| Made {
+        Ok(self.made.get_or_insert_with(|| Made {
             like: (like.collection.clone(), like.kind.clone(), like.encoding),
-            body: Vec::with_capacity(BATCH.max(body.len())),
+            body: Vec::with_capacity(BATCH.max(bytes)),
             keys: Vec::new(),
             docs: Vec::new(),
-        });
-        let (start, key_start) = (made.body.len() as u32, made.keys.len() as u32);
-        made.body.extend_from_slice(body);
-        made.keys.extend_from_slice(key);
-        made.docs.push(Doc { start, end: made.body.len() as u32, key_start, key_len: key.len() as u32 });
-        Ok(())
+        }))
     }
 
     async fn flush(&mut self) -> Result<()> {

@@ -3,6 +3,7 @@
 mod at;
 mod blocks;
 mod bloom;
+mod change;
 mod contents;
 mod diff;
 mod find;
@@ -13,6 +14,7 @@ mod partitions;
 mod segments;
 mod spill;
 mod state;
+mod table;
 mod there;
 
 pub use diff::{Change, CollectionChange, Difference};

@@ -3,27 +3,45 @@
 
 use crate::frame::Frame;
 use crate::hash::HashKeys;
-use crate::read::blocks::{Blocks, Change, Cursor, Op, Spot};
+use crate::read::blocks::Blocks;
+use crate::read::change::{Change, Cursor, Op, Spot};
 use crate::read::spill::{OpenFile, Sorter};
+use crate::read::table::Table;
 use highway::HighwayHash;
 use model::{Batch, CollectionId, EngineTime, Error, Kind, Patcher, Result};
-use std::borrow::Cow;
 
 /// Collects the changes of one collection and kind space.
 #[derive(Debug)]
 pub(crate) struct Changes {
     keys: HashKeys,
-    sorter: Sorter,
+    gathered: Gathered,
+    /// Of the keys of a frame.
+    hashes: Vec<u64>,
     record: Vec<u8>,
     memory: usize,
     open: OpenFile,
 }
 
+#[derive(Debug)]
+enum Gathered {
+    /// All in memory.
+    Table(Table),
+    /// To be sorted with the help of a file, as memory does not hold them.
+    Sorter(Sorter),
+}
+
 impl Changes {
     /// Collects changes in about so much memory.
     pub fn new(keys: HashKeys, memory: usize, open: OpenFile) -> Self {
-        // Half at most, as what was collected is here while the table of it is made.
-        Changes { keys, sorter: Sorter::new(memory / 2, open), record: Vec::new(), memory, open }
+        let gathered = Gathered::Table(Table::new(memory));
+        Changes { keys, gathered, hashes: Vec::new(), record: Vec::new(), memory, open }
+    }
+
+    /// The same if it is known that memory will not hold them.
+    pub fn of_many(keys: HashKeys, memory: usize, open: OpenFile) -> Self {
+        // Half at most, as what was collected is here while blocks are made of it.
+        let gathered = Gathered::Sorter(Sorter::new(memory / 2, open));
+        Changes { keys, gathered, hashes: Vec::new(), record: Vec::new(), memory, open }
     }
 
     /// Adds a frame of the change log: of its changes those after one time and up to another. Frames
@@ -51,52 +69,71 @@ impl Changes {
             _ => Op::Put,
         };
         let prefix = self.keys.key_prefix(&batch.collection, &batch.kind);
+        self.hashes.clear();
+        self.hashes.extend((0..batch.len()).map(|i| hash_of(&prefix, batch.key_of(i))));
+        if let Gathered::Table(table) = &mut self.gathered {
+            table.near_slots(&self.hashes);
+            table.near_changes(self.hashes.iter().copied(), false);
+        }
         for i in 0..batch.len() {
             let Some(time) = time(i) else { continue };
-            let key = batch.key_of(i);
-            let mut hasher = prefix.clone();
-            hasher.append(key);
-            let hash = hasher.finalize64();
+            let (key, hash) = (batch.key_of(i), self.hashes[i]);
             let spot = Spot { frame, doc: i as u32 };
             let patch = if op == Op::Patch { batch.body_of(i) } else { b"" };
-            self.record.clear();
-            Change { key, time, is_copy, op, spot, patch }.write(&mut self.record);
-            self.sorter.push([hash, time], &self.record)?;
+            let change = Change { key, time, is_copy, op, spot, patch };
+            if let Gathered::Table(table) = &mut self.gathered {
+                if table.push(hash, &change)? {
+                    continue;
+                }
+                self.sort(&prefix)?;
+            }
+            if let Gathered::Sorter(sorter) = &mut self.gathered {
+                self.record.clear();
+                change.write(&mut self.record);
+                sorter.push([hash, time], &self.record)?;
+            }
         }
         Ok(())
     }
 
-    /// The table of them: after it, documents can be looked up.
-    pub fn finish(self) -> Result<Overlay> {
-        let (count, bytes) = (self.sorter.count(), self.sorter.bytes());
-        let sorted = self.sorter.finish()?;
-        // Sorted in memory it is there until the table is made.
-        let memory = self.memory.saturating_sub(sorted.held());
-        let blocks = Blocks::new(sorted, count, bytes, memory, self.open)?;
-        let taken = Bits(vec![0; blocks.count().div_ceil(64) as usize]);
-        Ok(Overlay { blocks, taken })
+    /// Goes over to sorting, as there are more changes than memory holds.
+    fn sort(&mut self, prefix: &highway::HighwayHasher) -> Result<()> {
+        // Little more memory, as the table is here until its last change is sorted.
+        let sorter = Gathered::Sorter(Sorter::new(self.memory / 8, self.open));
+        let gathered = std::mem::replace(&mut self.gathered, sorter);
+        let (Gathered::Table(table), Gathered::Sorter(sorter)) = (gathered, &mut self.gathered) else {
+            return Err(Error::bug("changes that are sorted are to be sorted"));
+        };
+        table.drain(|change, record| sorter.push([hash_of(prefix, change.key), change.time], record))
     }
+
+    /// After it, documents can be looked up.
+    pub fn finish(self) -> Result<Overlay> {
+        let sorter = match self.gathered {
+            Gathered::Table(table) => return Ok(Overlay::Table(table)),
+            Gathered::Sorter(sorter) => sorter,
+        };
+        let (count, bytes) = (sorter.count(), sorter.bytes());
+        let sorted = sorter.finish()?;
+        // Sorted in memory it is there until the blocks are made.
+        let memory = self.memory.saturating_sub(sorted.held());
+        Ok(Overlay::Blocks(Blocks::new(sorted, count, bytes, memory, self.open)?))
+    }
+}
+
+fn hash_of(prefix: &highway::HighwayHasher, key: &[u8]) -> u64 {
+    let mut hasher = prefix.clone();
+    hasher.append(key);
+    hasher.finalize64()
 }
 
 /// The changed keys of one collection and kind space.
 #[derive(Debug)]
-pub(crate) struct Overlay {
-    blocks: Blocks,
-    /// Changes that need not be looked at any more.
-    taken: Bits,
-}
-
-#[derive(Debug)]
-struct Bits(Vec<u64>);
-
-impl Bits {
-    fn set(&mut self, at: u64) {
-        self.0[(at / 64) as usize] |= 1 << (at % 64);
-    }
-
-    fn get(&self, at: u64) -> bool {
-        self.0[(at / 64) as usize] >> (at % 64) & 1 == 1
-    }
+pub(crate) enum Overlay {
+    /// In memory, as they came.
+    Table(Table),
+    /// Sorted, a part of them in a file.
+    Blocks(Blocks),
 }
 
 /// What has become of a document.
@@ -118,12 +155,11 @@ pub(crate) enum Fate {
 /// Patches of one key, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Patches {
-    /// The key's first change.
     key: Cursor,
-    /// The first patch that counts; `end` if none does.
-    from: u64,
-    /// One past the key's last change.
-    end: u64,
+    /// The first patch that counts, of the key's changes; `end` if none does.
+    from: u32,
+    /// How many changes the key has.
+    end: u32,
 }
 
 impl Patches {
@@ -133,20 +169,19 @@ impl Patches {
 
     /// As bytes.
     pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.key.block.to_le_bytes());
-        out.extend_from_slice(&self.key.offset.to_le_bytes());
-        for word in [self.key.ordinal, self.from, self.end] {
-            out.extend_from_slice(&word.to_le_bytes());
+        out.extend_from_slice(&self.key.ordinal.to_le_bytes());
+        for half in [self.key.block, self.key.offset, self.from, self.end] {
+            out.extend_from_slice(&half.to_le_bytes());
         }
     }
 
     /// From the bytes that [`Patches::write`] makes.
     pub fn read(bytes: &[u8]) -> Option<Patches> {
-        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        let bytes: &[u8; 24] = bytes.try_into().ok()?;
         let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        let key = Cursor { block: half(0), offset: half(4), ordinal: word(8) };
-        Some(Patches { key, from: word(16), end: word(24) })
+        let ordinal = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+        let key = Cursor { block: half(8), offset: half(12), ordinal };
+        Some(Patches { key, from: half(16), end: half(20) })
     }
 }
 
@@ -154,12 +189,12 @@ impl Patches {
 #[derive(Debug, Clone, Copy)]
 struct Sum {
     key: Cursor,
-    end: u64,
+    end: u32,
     any: bool,
     /// The newest body, if nothing deletes it.
     start: Option<Spot>,
     /// Where the patches on top begin.
-    from: u64,
+    from: u32,
     patches: bool,
     deleted: bool,
     /// The first change after the last deletion.
@@ -168,17 +203,16 @@ struct Sum {
 
 impl Sum {
     fn new(key: Cursor) -> Self {
-        let (end, from) = (key.ordinal, key.ordinal);
-        Sum { key, end, any: false, start: None, from, patches: false, deleted: false, place: None }
+        Sum { key, end: 0, any: false, start: None, from: 0, patches: false, deleted: false, place: None }
     }
 
-    fn see(&mut self, ordinal: u64, change: &Change<'_>) {
+    fn see(&mut self, nth: u32, change: &Change<'_>) {
         self.any = true;
         if change.op == Op::Patch {
             self.patches = true;
         } else {
             self.start = (change.op == Op::Put).then_some(change.spot);
-            (self.from, self.patches) = (ordinal + 1, false);
+            (self.from, self.patches) = (nth + 1, false);
         }
         if change.op == Op::Delete {
             (self.deleted, self.place) = (true, None);
@@ -194,30 +228,53 @@ impl Sum {
 
 impl Overlay {
     pub fn is_empty(&self) -> bool {
-        self.blocks.count() == 0
+        match self {
+            Overlay::Table(table) => table.count() == 0,
+            Overlay::Blocks(blocks) => blocks.count() == 0,
+        }
     }
 
-    /// Whether a key with this hash may have changed. Tells fast of most that they have not.
-    pub fn may_hold(&self, hash: u64) -> bool {
-        self.blocks.may_hold(hash)
+    /// Which of the keys with these hashes may have changed: tells fast of most that they have not.
+    pub fn may_hold(&mut self, hashes: &[u64], into: &mut Vec<usize>) {
+        into.clear();
+        match self {
+            Overlay::Table(table) => {
+                table.near_slots(hashes);
+                into.extend((0..hashes.len()).filter(|i| table.may_hold(hashes[*i])));
+                table.near_changes(into.iter().map(|i| hashes[*i]), true);
+            }
+            Overlay::Blocks(blocks) => into.extend((0..hashes.len()).filter(|i| blocks.may_hold(hashes[*i]))),
+        }
+    }
+
+    fn find(&mut self, hash: u64, key: &[u8]) -> Result<Option<Cursor>> {
+        match self {
+            Overlay::Table(table) => table.find(hash, key),
+            Overlay::Blocks(blocks) => blocks.find(hash, key),
+        }
+    }
+
+    fn of_key(&mut self, key: Cursor, show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
+        match self {
+            Overlay::Table(table) => table.of_key(key, show),
+            Overlay::Blocks(blocks) => blocks.of_key(key, show),
+        }
     }
 
     /// What becomes of a document of the oldest layer, read at `read`. In an ordered collection it
     /// keeps its place unless it was deleted in between; in others, changed documents are emitted
     /// after the unchanged ones.
     pub fn fate(&mut self, hash: u64, key: &[u8], read: EngineTime, ordered: bool) -> Result<Fate> {
-        let Some(first) = self.blocks.find(hash, key)? else { return Ok(Fate::Kept) };
-        let mut sum = Sum::new(first);
-        let taken = &mut self.taken;
-        self.blocks.of_key(first, |ordinal, change| {
-            sum.end = ordinal + 1;
-            if change.time > read.order || change.is_copy {
-                sum.see(ordinal, change);
-            } else {
-                // It is in the document already.
-                taken.set(ordinal);
+        let Some(key) = self.find(hash, key)? else { return Ok(Fate::Kept) };
+        let mut sum = Sum::new(key);
+        self.of_key(key, |nth, change, _| {
+            sum.end = nth + 1;
+            let is_later = change.time > read.order || change.is_copy;
+            if is_later {
+                sum.see(nth, change);
             }
-            Ok(())
+            // Otherwise it is in the document already.
+            Ok(!is_later)
         })?;
         if !sum.any {
             return Ok(Fate::Kept);
@@ -231,29 +288,40 @@ impl Overlay {
 
     /// Says that a document has been made of its changes: they need not be looked at any more.
     pub fn take(&mut self, patches: Patches) {
-        (patches.key.ordinal..patches.end).for_each(|change| self.taken.set(change));
+        match self {
+            Overlay::Table(table) => table.take(patches.key),
+            Overlay::Blocks(blocks) => blocks.take(patches.key, patches.end),
+        }
     }
 
-    /// Applies patches to a body.
-    pub fn apply<'a>(
+    /// Applies patches to a body; the document that it becomes is appended.
+    pub fn apply(
         &mut self,
         patches: Patches,
-        body: &'a [u8],
+        body: &[u8],
         patcher: Option<&dyn Patcher>,
-    ) -> Result<Cow<'a, [u8]>> {
-        let mut body = Cow::Borrowed(body);
+        into: &mut Vec<u8>,
+    ) -> Result<()> {
         if patches.is_empty() {
-            return Ok(body);
+            into.extend_from_slice(body);
+            return Ok(());
         }
         let patcher = patcher.ok_or_else(|| Error::unsupported("this engine's patches are not known"))?;
-        let taken = &self.taken;
-        self.blocks.of_key(patches.key, |ordinal, change| {
-            if ordinal >= patches.from && change.op == Op::Patch && !taken.get(ordinal) {
-                body = Cow::Owned(patcher.apply(&body, change.patch)?);
+        let mut between: Option<Vec<u8>> = None;
+        self.of_key(patches.key, |nth, change, taken| {
+            if nth < patches.from || change.op != Op::Patch || taken {
+                return Ok(false);
             }
-            Ok(())
-        })?;
-        Ok(body)
+            let before = between.as_deref().unwrap_or(body);
+            if nth + 1 == patches.end {
+                patcher.apply(before, change.patch, into)?;
+            } else {
+                let mut after = Vec::with_capacity(before.len() + change.patch.len());
+                patcher.apply(before, change.patch, &mut after)?;
+                between = Some(after);
+            }
+            Ok(false)
+        })
     }
 
     /// Gives the documents that the oldest layer does not hold or no longer places: where they are put
@@ -261,9 +329,8 @@ impl Overlay {
     pub fn rest(&mut self, mut give: impl FnMut(Spot, Spot, Patches) -> Result<()>) -> Result<()> {
         let mut sum: Option<Sum> = None;
         let mut key: Vec<u8> = Vec::new();
-        let taken = &self.taken;
-        self.blocks.all(|cursor, begins, change| {
-            if begins {
+        let see = |cursor: Cursor, nth: u32, change: &Change<'_>, taken: bool| {
+            if nth == 0 {
                 if let Some(sum) = sum.take() {
                     left(&sum, &key, &mut give)?;
                 }
@@ -271,12 +338,16 @@ impl Overlay {
                 key.extend_from_slice(change.key);
             }
             let sum = sum.get_or_insert_with(|| Sum::new(cursor));
-            sum.end = cursor.ordinal + 1;
-            if !taken.get(cursor.ordinal) {
-                sum.see(cursor.ordinal, change);
+            sum.end = nth + 1;
+            if !taken {
+                sum.see(nth, change);
             }
             Ok(())
-        })?;
+        };
+        match self {
+            Overlay::Table(table) => table.rest(see)?,
+            Overlay::Blocks(blocks) => blocks.all(see)?,
+        }
         sum.map_or(Ok(()), |sum| left(&sum, &key, &mut give))
     }
 }
@@ -328,9 +399,17 @@ mod tests {
     struct Append;
 
     impl Patcher for Append {
-        fn apply(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>> {
-            Ok([body, patch].concat())
+        fn apply(&self, body: &[u8], patch: &[u8], into: &mut Vec<u8>) -> Result<()> {
+            into.extend_from_slice(body);
+            into.extend_from_slice(patch);
+            Ok(())
         }
+    }
+
+    fn applied(overlay: &mut Overlay, patches: Patches, body: &[u8]) -> Vec<u8> {
+        let mut made = b"others before it".to_vec();
+        overlay.apply(patches, body, Some(&Append), &mut made).unwrap();
+        made.split_off(16)
     }
 
     fn id() -> CollectionId {
@@ -442,7 +521,7 @@ mod tests {
                 Fate::Dropped => {}
                 Fate::Becomes { start, patches } => {
                     let start = start.map_or(vec![b'b', *key], body_at);
-                    here.push((*key, overlay.apply(patches, &start, Some(&Append)).unwrap().into_owned()));
+                    here.push((*key, applied(&mut overlay, patches, &start)));
                     overlay.take(patches);
                 }
             }
@@ -462,7 +541,7 @@ mod tests {
         }
         rest.sort_by_key(|(place, ..)| *place);
         for (_, start, patches) in rest {
-            let body = overlay.apply(patches, &body_at(start), Some(&Append)).unwrap().into_owned();
+            let body = applied(&mut overlay, patches, &body_at(start));
             here.push((frames[start.frame as usize].2[start.doc as usize].0, body));
         }
         if !ordered {
@@ -504,10 +583,12 @@ mod tests {
         let mut overlay = changes.finish().unwrap();
         let hash = HashKeys::derive(&[3; 32]).key(&id(), &Kind::Document, &[1]);
         let Fate::Becomes { start: None, patches } = overlay.fate(hash, &[1], at(1), false).unwrap() else { panic!() };
-        let error = overlay.apply(patches, b"body", None).unwrap_err();
+        let error = overlay.apply(patches, b"body", None, &mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         // Another key with the same hash has not changed.
-        assert!(overlay.may_hold(hash));
+        let mut maybe = vec![5];
+        overlay.may_hold(&[!hash, hash], &mut maybe);
+        assert_eq!(maybe, [1]);
         assert_eq!(overlay.fate(hash, &[2], at(1), false).unwrap(), Fate::Kept);
     }
 }

@@ -11,11 +11,14 @@ use vault::{Flush, LogName, Run, State};
 pub struct Append;
 
 impl Patcher for Append {
-    fn apply(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>> {
+    fn apply(&self, body: &[u8], patch: &[u8], into: &mut Vec<u8>) -> Result<()> {
+        let from = into.len();
+        into.extend_from_slice(body);
         match patch {
-            [b'^', bit] => Ok([&body[..1], &[body[1] ^ bit], &body[2..]].concat()),
-            _ => Ok([body, patch].concat()),
+            [b'^', bit] => into[from + 1] ^= bit,
+            _ => into.extend_from_slice(patch),
         }
+        Ok(())
     }
 }
 

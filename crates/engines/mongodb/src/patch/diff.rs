@@ -12,12 +12,14 @@ use super::{ARRAY, DEPTH, DOCUMENT, Field, Fields, Index, NULL, Side, limit, too
 use model::{Error, Result};
 use std::cmp::Ordering;
 
-/// What `body` becomes.
-pub(super) fn apply(body: &[u8], diff: &[u8]) -> Result<Vec<u8>> {
-    let out = Vec::with_capacity(body.len() + diff.len());
-    let mut writer = Writer { out, edits: Vec::new(), limit: limit(body, diff) };
-    writer.document(body, diff, 0)?;
-    Ok(writer.out)
+/// Appends what `body` becomes.
+pub(super) fn apply(body: &[u8], diff: &[u8], into: &mut Vec<u8>) -> Result<()> {
+    into.reserve(body.len() + diff.len());
+    let limit = into.len() + limit(body, diff);
+    let mut writer = Writer { out: std::mem::take(into), edits: Vec::new(), limit };
+    let written = writer.document(body, diff, 0);
+    *into = writer.out;
+    written
 }
 
 /// What happens to one field or element.
@@ -36,12 +38,13 @@ struct Edit<'a> {
     is_done: bool,
 }
 
-/// Writes the document as it is after the update, from its start to its end.
+/// Writes the document as it is after the update, from its start to its end, after what is there.
 struct Writer<'a> {
     out: Vec<u8>,
     /// The edits of the document that is being written, sorted by name, after those of the
     /// documents around it.
     edits: Vec<Edit<'a>>,
+    /// How long `out` may become.
     limit: usize,
 }
 

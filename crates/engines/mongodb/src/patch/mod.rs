@@ -24,14 +24,15 @@ const DEPTH: usize = 200;
 pub struct Patches;
 
 impl Patcher for Patches {
-    fn apply(&self, body: &[u8], patch: &[u8]) -> Result<Vec<u8>> {
-        let mut after = match Form::of(patch)? {
-            Form::Replacement => patch.to_vec(),
-            Form::Diff(diff) => diff::apply(body, diff)?,
-            Form::Modifiers => modifiers::apply(body, patch)?,
-        };
-        put_id_first(&mut after);
-        Ok(after)
+    fn apply(&self, body: &[u8], patch: &[u8], into: &mut Vec<u8>) -> Result<()> {
+        let start = into.len();
+        match Form::of(patch)? {
+            Form::Replacement => into.extend_from_slice(patch),
+            Form::Diff(diff) => diff::apply(body, diff, into)?,
+            Form::Modifiers => into.extend_from_slice(&modifiers::apply(body, patch)?),
+        }
+        put_id_first(&mut into[start..]);
+        Ok(())
     }
 }
 

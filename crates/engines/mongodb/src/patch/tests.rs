@@ -7,7 +7,7 @@ use model::ErrorKind;
 use proptest::prelude::*;
 
 fn apply(body: &Document, patch: &Document) -> Result<Document> {
-    let after = Patches.apply(&body.to_vec().unwrap(), &patch.to_vec().unwrap())?;
+    let after = Patches.applied(&body.to_vec().unwrap(), &patch.to_vec().unwrap())?;
     Ok(Document::from_reader(&after[..]).unwrap())
 }
 
@@ -70,7 +70,7 @@ fn patches_give_what_servers_give() {
 fn names_of_elements_and_keys_twice_are_as_on_a_member() {
     let body = b"\x32\0\0\0\x10_id\0\x01\0\0\0\x10a\0\x01\0\0\0\x10a\0\x02\0\0\0\x04r\0\x13\0\0\0\x105\0\x01\0\0\0\x10x\0\x02\0\0\0\0\0";
     assert_eq!(body.len(), 0x32);
-    let patched = |patch: Document| Patches.apply(body, &patch.to_vec().unwrap()).unwrap();
+    let patched = |patch: Document| Patches.applied(body, &patch.to_vec().unwrap()).unwrap();
     let [first, second] =
         [b"\x10a\0\x01\0\0\0", b"\x10a\0\x02\0\0\0"].map(|a| body.windows(7).position(|w| w == a).unwrap());
     let mut expected = body.to_vec();
@@ -144,7 +144,7 @@ fn what_no_server_writes_is_refused() {
     }
     assert!(apply(&document, &diff(deep)).unwrap_err().message().contains("too deep"));
     let cut = body.to_vec().unwrap();
-    let error = Patches.apply(&cut[..cut.len() - 1], &diff(doc! { "u": { "a": 1 } }).to_vec().unwrap()).unwrap_err();
+    let error = Patches.applied(&cut[..cut.len() - 1], &diff(doc! { "u": { "a": 1 } }).to_vec().unwrap()).unwrap_err();
     assert!(error.message().contains("the document that an update changes is unsound"), "{error}");
 }
 
@@ -163,7 +163,7 @@ proptest! {
         let damaged = if in_patch { &mut patch } else { &mut body };
         let at = at.index(damaged.len());
         damaged[at] = to;
-        if let Ok(after) = Patches.apply(&body, &patch) {
+        if let Ok(after) = Patches.applied(&body, &patch) {
             prop_assert_eq!(raw::document_len(&after), Some(after.len()));
         }
     }

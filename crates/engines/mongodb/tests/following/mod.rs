@@ -211,7 +211,7 @@ impl Copy {
                 (What::Delete, Some(held)) => drop(held.documents.remove(&change.key)),
                 (What::Patch(patch), Some(held)) => {
                     let body = held.documents.get_mut(&change.key).expect("a patch of a document that is there");
-                    *body = Patches.apply(body, patch).unwrap();
+                    *body = Patches.applied(body, patch).unwrap();
                 }
             }
         }

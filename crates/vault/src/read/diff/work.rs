@@ -251,7 +251,7 @@ impl<'a> Work<'a> {
         for patch in patches {
             let patcher =
                 side.patcher.as_ref().ok_or_else(|| Error::unsupported("this engine's patches are not known"))?;
-            body = patcher.apply(&body, patch.rest)?.into();
+            body = patcher.applied(&body, patch.rest)?.into();
         }
         Ok(Some(digest(&body, &[])))
     }

@@ -1,0 +1,319 @@
+//! Changes in memory, as they came, found by the hashes of their keys.
+
+use crate::read::change::{Change, Cursor, Records, TAKEN};
+use model::{Error, Result};
+
+/// Bytes before each change: where the one of the same key is that came before it, 0 for none.
+const BEFORE: usize = 4;
+/// In a slot: nothing of the key need be looked at any more.
+const DONE: u64 = 1 << 31;
+/// Bits of a slot that tell where the newest change of its key is, plus 1.
+const PLACE: u64 = DONE - 1;
+/// Slots to begin with, as a power of two.
+const BITS: u32 = 8;
+
+/// Changes of many keys, gathered in any order.
+#[derive(Debug)]
+pub(crate) struct Table {
+    limit: usize,
+    /// Changes, one after the other.
+    records: Vec<u8>,
+    /// One for each key: the first half of its hash, and where its newest change is; 0 for none. A key
+    /// is in the first free slot from the one on that its hash begins with.
+    slots: Vec<u64>,
+    bits: u32,
+    keys: usize,
+    count: u64,
+    /// Of the key that is looked at: when each change happened, and where it is.
+    chain: Vec<(u64, u32)>,
+    /// What is looked at ahead.
+    near: Vec<u32>,
+}
+
+impl Table {
+    /// A table that has room for about so many bytes.
+    pub fn new(limit: usize) -> Self {
+        // Places have 31 bits.
+        let (limit, slots) = (limit.min(1 << 30), vec![0; 1 << BITS]);
+        let (records, chain, near) = (Vec::new(), Vec::new(), Vec::new());
+        Table { limit, records, slots, bits: BITS, keys: 0, count: 0, chain, near }
+    }
+
+    /// Takes a change; false if it has no room for it.
+    pub fn push(&mut self, hash: u64, change: &Change<'_>) -> Result<bool> {
+        let at = self.records.len();
+        // Slots are doubled beside the old ones.
+        if self.keys * 3 > self.slots.len() * 2 && at + self.slots.len() * 24 <= self.limit {
+            self.grow();
+        }
+        let full = self.keys * 8 > self.slots.len() * 7;
+        if full || self.bytes() + change.key.len() + change.patch.len() > self.limit {
+            return Ok(false);
+        }
+        let slot = self.slot_of(hash, change.key)?;
+        let before = self.slots[slot] & PLACE;
+        self.keys += usize::from(before == 0);
+        self.slots[slot] = (hash >> 32) << 32 | (at as u64 + 1);
+        self.records.extend_from_slice(&(before as u32).to_le_bytes());
+        change.write(&mut self.records);
+        self.count += 1;
+        Ok(true)
+    }
+
+    /// How many changes there are.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Bytes in memory.
+    fn bytes(&self) -> usize {
+        self.records.len() + self.slots.len() * 8
+    }
+
+    /// Whether there may be changes of a key with this hash. Tells fast of most that there are none.
+    pub fn may_hold(&self, hash: u64) -> bool {
+        self.alike(hash).any(|(_, slot)| slot != 0)
+    }
+
+    /// Where the changes of a key are; none if there are none.
+    pub fn find(&self, hash: u64, key: &[u8]) -> Result<Option<Cursor>> {
+        let slot = self.slot_of(hash, key)?;
+        let newest = (self.slots[slot] & PLACE) as u32;
+        Ok((newest != 0).then(|| Cursor { block: slot as u32, offset: newest - 1, ordinal: 0 }))
+    }
+
+    /// Brings near to the processor what tells of some hashes, all at once, as it would otherwise wait
+    /// for each of them: where changes are.
+    pub fn near_slots(&self, hashes: &[u64]) {
+        let first = |hash: &u64| self.slots[(hash >> (64 - self.bits)) as usize];
+        std::hint::black_box(hashes.iter().map(first).fold(0, |all, slot| all ^ slot));
+    }
+
+    /// The same for the newest change of each hash, or for all.
+    pub fn near_changes(&mut self, hashes: impl Iterator<Item = u64>, all: bool) {
+        let mut places = std::mem::take(&mut self.near);
+        places.clear();
+        places.extend(hashes.map(|hash| (self.alike(hash).next().unwrap_or_default().1 & PLACE) as u32));
+        while !places.is_empty() {
+            for place in &mut places {
+                *place = place.checked_sub(1).map_or(0, |at| self.before(at as usize).unwrap_or_default());
+            }
+            if !std::hint::black_box(all) {
+                break;
+            }
+            places.retain(|place| *place != 0);
+        }
+        self.near = places;
+    }
+
+    /// Shows the changes of a key, sorted by time, those of the same time in the order in which they
+    /// came: which one it is from 0, and whether it is taken. Takes those for which it is told so.
+    pub fn of_key(&mut self, key: Cursor, mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
+        let mut place = self.before(key.offset as usize)?;
+        if place == 0 {
+            return self.show(key.offset, 0, &mut show);
+        }
+        let mut chain = std::mem::take(&mut self.chain);
+        chain.clear();
+        chain.push((self.change(key.offset as usize)?.0.time, key.offset));
+        while place != 0 {
+            let at = place - 1;
+            chain.push((self.change(at as usize)?.0.time, at));
+            place = self.before(at as usize)?;
+        }
+        chain.sort_unstable();
+        for (nth, (_, at)) in chain.iter().enumerate() {
+            self.show(*at, nth as u32, &mut show)?;
+        }
+        self.chain = chain;
+        Ok(())
+    }
+
+    fn show(&mut self, at: u32, nth: u32, show: &mut impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
+        let (change, flags) = self.change(at as usize)?;
+        if show(nth, &change, flags & TAKEN != 0)? {
+            self.records[at as usize + BEFORE] |= TAKEN;
+        }
+        Ok(())
+    }
+
+    /// Where the change of the same key is that came before one, plus 1; 0 for none.
+    fn before(&self, at: usize) -> Result<u32> {
+        let before = self.records.get(at..at + BEFORE).and_then(|b| b.try_into().ok());
+        before.map(u32::from_le_bytes).ok_or_else(nowhere)
+    }
+
+    fn change(&self, at: usize) -> Result<(Change<'_>, u8)> {
+        Records::new(&self.records, at + BEFORE).expect()
+    }
+
+    /// Says that nothing of a key need be looked at any more.
+    pub fn take(&mut self, key: Cursor) {
+        if let Some(slot) = self.slots.get_mut(key.block as usize) {
+            *slot |= DONE;
+        }
+    }
+
+    /// Shows the changes of all keys that are not taken whole, those of one key together: where, which
+    /// one of its key it is, and whether it is taken.
+    pub fn rest(&mut self, mut show: impl FnMut(Cursor, u32, &Change<'_>, bool) -> Result<()>) -> Result<()> {
+        for slot in 0..self.slots.len() {
+            let newest = (self.slots[slot] & PLACE) as u32;
+            if newest == 0 || self.slots[slot] & DONE != 0 {
+                continue;
+            }
+            let key = Cursor { block: slot as u32, offset: newest - 1, ordinal: 0 };
+            self.of_key(key, |nth, change, taken| show(key, nth, change, taken).map(|()| false))?;
+        }
+        Ok(())
+    }
+
+    /// All changes in the order in which they came, as they were written.
+    pub fn drain(self, mut give: impl FnMut(&Change<'_>, &[u8]) -> Result<()>) -> Result<()> {
+        let Table { records, slots, .. } = self;
+        drop(slots);
+        let mut at = 0;
+        while at < records.len() {
+            let mut reader = Records::new(&records, at + BEFORE);
+            let (change, _) = reader.expect()?;
+            give(&change, &records[at + BEFORE..reader.at])?;
+            at = reader.at;
+        }
+        Ok(())
+    }
+
+    /// The slots that may be those of a hash, up to the free one after them.
+    fn alike(&self, hash: u64) -> impl Iterator<Item = (usize, u64)> {
+        let (first, last) = ((hash >> (64 - self.bits)) as usize, self.slots.len() - 1);
+        let mut ended = false;
+        (0..=last)
+            .map(move |i| ((first + i) & last, self.slots[(first + i) & last]))
+            .take_while(move |(_, slot)| !std::mem::replace(&mut ended, *slot == 0))
+            .filter(move |(_, slot)| *slot == 0 || slot >> 32 == hash >> 32)
+    }
+
+    /// The slot of a key, or the free one where it belongs.
+    fn slot_of(&self, hash: u64, key: &[u8]) -> Result<usize> {
+        for (number, slot) in self.alike(hash) {
+            if slot == 0 {
+                return Ok(number);
+            }
+            if self.change((slot & PLACE) as usize - 1)?.0.key == key {
+                return Ok(number);
+            }
+        }
+        Err(nowhere())
+    }
+
+    fn grow(&mut self) {
+        self.bits += 1;
+        let old = std::mem::replace(&mut self.slots, vec![0; 1 << self.bits]);
+        let last = self.slots.len() - 1;
+        for slot in old.into_iter().filter(|slot| *slot != 0) {
+            let mut number = (slot >> (64 - self.bits)) as usize;
+            while self.slots[number] != 0 {
+                number = (number + 1) & last;
+            }
+            self.slots[number] = slot;
+        }
+    }
+}
+
+fn nowhere() -> Error {
+    Error::bug("a table of changes does not hold what it says")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::read::change::{Op, Spot};
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Hash, key, time.
+    type Plain = (u64, Vec<u8>, u64);
+
+    fn change<'a>((_, key, time): &'a Plain, number: usize) -> Change<'a> {
+        let op = [Op::Put, Op::Delete, Op::Patch][number % 3];
+        let spot = Spot { frame: number as u32 * 1000, doc: number as u32 };
+        Change { key, time: *time, is_copy: number % 5 == 0, op, spot, patch: if op == Op::Patch { key } else { b"" } }
+    }
+
+    proptest! {
+        #[test]
+        fn changes_are_found_by_their_keys(
+            // Few hashes, and those that begin alike, so that keys share slots and halves of hashes.
+            wishes in proptest::collection::vec((0..40u64, 0..3u8, 0..5u64), 0..1500),
+            spread in prop_oneof![Just(0u32), Just(31), Just(58)],
+            taken in proptest::collection::btree_set(0..40u64, 0..20),
+        ) {
+            let changes: Vec<Plain> = wishes
+                .into_iter()
+                .map(|(hash, key, time)| (hash << spread, [hash as u8, key].repeat(1 + hash as usize % 3), time))
+                .collect();
+            let mut table = Table::new(1 << 20);
+            let mut expected: BTreeMap<(u64, &[u8]), Vec<Change<'_>>> = BTreeMap::new();
+            for (number, plain) in changes.iter().enumerate() {
+                prop_assert!(table.push(plain.0, &change(plain, number)).unwrap());
+                expected.entry((plain.0, &plain.1)).or_default().push(change(plain, number));
+            }
+            prop_assert_eq!(table.count(), changes.len() as u64);
+            for ((hash, key), of_key) in &mut expected {
+                of_key.sort_by_key(|c| c.time);
+                prop_assert!(table.may_hold(*hash));
+                let place = table.find(*hash, key).unwrap().unwrap();
+                for round in [false, true] {
+                    let mut shown = 0;
+                    table.of_key(place, |nth, found, taken| {
+                        assert_eq!((nth, *found, taken), (shown, of_key[nth as usize], round && nth == 1));
+                        shown += 1;
+                        Ok(nth == 1)
+                    }).unwrap();
+                    prop_assert_eq!(shown as usize, of_key.len());
+                }
+                prop_assert_eq!(table.find(*hash, b"another key").unwrap(), None);
+                if taken.contains(&(*hash >> spread)) {
+                    table.take(place);
+                }
+            }
+            let mut left = Vec::new();
+            table.rest(|_, nth, found, taken| {
+                assert_eq!(taken, nth == 1);
+                left.extend((nth == 0).then(|| found.key.to_vec()));
+                Ok(())
+            }).unwrap();
+            left.sort();
+            let of = |(hash, key): &(u64, &[u8])| (!taken.contains(&(hash >> spread))).then(|| key.to_vec());
+            let mut wanted: Vec<Vec<u8>> = expected.keys().filter_map(of).collect();
+            wanted.sort();
+            prop_assert_eq!(left, wanted);
+            let mut number = 0;
+            table.drain(|drained, record| {
+                assert_eq!(drained, &change(&changes[number], number));
+                assert_eq!(&Records::new(record, 0).expect().unwrap().0, drained);
+                number += 1;
+                Ok(())
+            }).unwrap();
+            prop_assert_eq!(number, changes.len());
+        }
+    }
+
+    #[test]
+    fn it_is_as_large_as_it_may_be() {
+        for limit in [0, 10_000, 300_000] {
+            let mut table = Table::new(limit);
+            let random = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let key = |i: u64| format!("key {i}").into_bytes();
+            let all: Vec<Plain> = (0..100_000).map(|i| (random(i), key(i), i)).collect();
+            let taken = all.iter().enumerate().take_while(|(i, c)| table.push(c.0, &change(c, *i)).unwrap()).count();
+            assert!(table.bytes() <= limit.max(8 << BITS) && table.bytes() + limit / 5 >= limit, "{}", table.bytes());
+            assert!(all[..taken].iter().all(|c| table.find(c.0, &c.1).unwrap().is_some()));
+            let others = all[taken..].iter().filter(|c| table.may_hold(c.0)).count();
+            assert!(others < 30, "{others}");
+            let seen: BTreeSet<u32> =
+                all[..taken].iter().map(|c| table.find(c.0, &c.1).unwrap().unwrap().block).collect();
+            assert_eq!(seen.len(), taken);
+        }
+    }
+}
