@@ -86,9 +86,7 @@ impl HashKeys {
     /// The hash of a key, for filters and tables. The same for all kinds that speak of the same
     /// thing ([`Kind::space`]).
     pub(crate) fn key(&self, collection: &CollectionId, kind: &Kind, key: &[u8]) -> u64 {
-        let mut hasher = self.key_prefix(collection, kind);
-        hasher.append(key);
-        hasher.finalize64()
+        key_after(&self.key_prefix(collection, kind), key)
     }
 
     /// The part of a key's hash that all documents of a batch share: clone it for each.
@@ -105,12 +103,26 @@ impl HashKeys {
         hasher
     }
 
+    /// The hashes of all keys of a batch, in the place of what is there.
+    pub(crate) fn keys_of(&self, batch: &Batch, into: &mut Vec<u64>) {
+        let prefix = self.key_prefix(&batch.collection, &batch.kind);
+        into.clear();
+        into.extend((0..batch.len()).map(|i| key_after(&prefix, batch.key_of(i))));
+    }
+
     /// The check of a frame's stored bytes, for reads of single frames.
     pub(crate) fn frame(&self, stored: &[u8]) -> u64 {
         let mut hasher = HighwayHasher::new(self.frame);
         hasher.append(stored);
         hasher.finalize64()
     }
+}
+
+/// The hash of a key, from what [`HashKeys::key_prefix`] gave.
+pub(crate) fn key_after(prefix: &HighwayHasher, key: &[u8]) -> u64 {
+    let mut hasher = prefix.clone();
+    hasher.append(key);
+    hasher.finalize64()
 }
 
 /// The keyed 256-bit hash of a document.

@@ -2,7 +2,7 @@
 
 use super::CatalogChange;
 use crate::frame::{self, ClosedFrame, OpenFrame};
-use crate::hash::HashKeys;
+use crate::hash::{HashKeys, key_after};
 use model::limits::FRAME;
 use model::{BatchBuilder, ChangeBatch, CollectionId, Encoding, EngineTime, Error, Kind, Result};
 use std::collections::HashMap;
@@ -76,12 +76,7 @@ impl Gather {
                     open.len() - 1
                 }
             };
-            let hash = {
-                use highway::HighwayHash;
-                let mut hasher = prefix.clone();
-                hasher.append(batch.key_of(i));
-                hasher.finalize64()
-            };
+            let hash = key_after(&prefix, batch.key_of(i));
             let Open { frame, last, .. } = &mut open[at];
             let before = frame.raw();
             frame.push(batch, i, hash, Some(*time));

@@ -17,7 +17,6 @@ use crate::segment::SegmentEntry;
 use futures::channel::mpsc;
 use futures::stream::{self, BoxStream, FuturesOrdered};
 use futures::{SinkExt, StreamExt, TryStreamExt};
-use highway::HighwayHash;
 use model::limits::{BATCH, BATCH_DOCUMENTS, FRAME};
 use model::{AttachmentRef, Batch, CollectionId, Doc, Encoding, EngineTime, Error, ErrorKind, Kind, Patcher, Result};
 use std::collections::{HashMap, VecDeque};
@@ -280,13 +279,7 @@ impl Merge {
         let (mut hashes, mut maybe, mut fates) = (Vec::new(), Vec::new(), Vec::new());
         while let Some((frame, read)) = base.try_next().await? {
             let batch = &frame.batch;
-            let prefix = self.keys.key_prefix(&batch.collection, &batch.kind);
-            hashes.clear();
-            hashes.extend((0..batch.len()).map(|i| {
-                let mut hasher = prefix.clone();
-                hasher.append(batch.key_of(i));
-                hasher.finalize64()
-            }));
+            self.keys.keys_of(batch, &mut hashes);
             self.overlay.may_hold(&hashes, &mut maybe);
             fates.clear();
             fates.resize(batch.len(), Fate::Kept);

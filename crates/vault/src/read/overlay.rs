@@ -2,12 +2,11 @@
 //! oldest layer is streamed against.
 
 use crate::frame::Frame;
-use crate::hash::HashKeys;
+use crate::hash::{HashKeys, key_after};
 use crate::read::blocks::Blocks;
 use crate::read::change::{Change, Cursor, Op, Spot};
 use crate::read::spill::{OpenFile, Sorter};
 use crate::read::table::Table;
-use highway::HighwayHash;
 use model::{Batch, CollectionId, EngineTime, Error, Kind, Patcher, Result};
 
 /// Collects the changes of one collection and kind space.
@@ -68,9 +67,7 @@ impl Changes {
             Kind::Patch => Op::Patch,
             _ => Op::Put,
         };
-        let prefix = self.keys.key_prefix(&batch.collection, &batch.kind);
-        self.hashes.clear();
-        self.hashes.extend((0..batch.len()).map(|i| hash_of(&prefix, batch.key_of(i))));
+        self.keys.keys_of(batch, &mut self.hashes);
         if let Gathered::Table(table) = &mut self.gathered {
             table.near_slots(&self.hashes);
             table.near_changes(self.hashes.iter().copied(), false);
@@ -85,7 +82,7 @@ impl Changes {
                 if table.push(hash, &change)? {
                     continue;
                 }
-                self.sort(&prefix)?;
+                self.sort(&self.keys.key_prefix(&batch.collection, &batch.kind))?;
             }
             if let Gathered::Sorter(sorter) = &mut self.gathered {
                 self.record.clear();
@@ -104,7 +101,7 @@ impl Changes {
         let (Gathered::Table(table), Gathered::Sorter(sorter)) = (gathered, &mut self.gathered) else {
             return Err(Error::bug("changes that are sorted are to be sorted"));
         };
-        table.drain(|change, record| sorter.push([hash_of(prefix, change.key), change.time], record))
+        table.drain(|change, record| sorter.push([key_after(prefix, change.key), change.time], record))
     }
 
     /// After it, documents can be looked up.
@@ -119,12 +116,6 @@ impl Changes {
         let memory = self.memory.saturating_sub(sorted.held());
         Ok(Overlay::Blocks(Blocks::new(sorted, count, bytes, memory, self.open)?))
     }
-}
-
-fn hash_of(prefix: &highway::HighwayHasher, key: &[u8]) -> u64 {
-    let mut hasher = prefix.clone();
-    hasher.append(key);
-    hasher.finalize64()
 }
 
 /// The changed keys of one collection and kind space.

@@ -130,6 +130,8 @@ struct State {
     latest: Option<EngineTime>,
     /// Whether something was left out, as it is unchanged, that was read at the least time.
     left_out: bool,
+    /// Of the keys of the batch that is being written.
+    key_hashes: Vec<u64>,
     /// Whether that least time was not the least after all.
     uneven: bool,
 }
@@ -371,16 +373,14 @@ impl Run {
         // Changes since the least time count for what is left out. So what was read later, after
         // some of them, must be there with its own time.
         let comparable = read <= state.earliest;
-        let prefix = keys.key_prefix(&batch.collection, &batch.kind);
+        keys.keys_of(&batch, &mut state.key_hashes);
+        if let Some(known) = known.as_deref() {
+            known.near(&state.key_hashes);
+        }
         let mut kept_hashes = self.options.compare.then(|| HashList::new(&batch));
         for i in 0..batch.len() {
             let hash = keys.document(&batch, i);
-            let key_hash = {
-                use highway::HighwayHash;
-                let mut hasher = prefix.clone();
-                hasher.append(batch.key_of(i));
-                hasher.finalize64()
-            };
+            let key_hash = state.key_hashes[i];
             count(&mut collection.entry, &batch, i);
             collection.entry.digest.add(hash);
             if let Some(known) = known.as_deref_mut() {
