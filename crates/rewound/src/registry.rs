@@ -30,6 +30,8 @@ pub struct Reach {
     pub concurrency: Option<usize>,
     /// Whether the files of a dump are compressed, each for itself.
     pub gzip: bool,
+    /// Whether the checkpoints of replications come back, too (CouchDB).
+    pub with_checkpoints: bool,
 }
 
 impl fmt::Debug for Reach {
@@ -180,7 +182,7 @@ fn couchdb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> 
 
 fn couchdb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
     let server = couchdb_server(url, reach)?;
-    let sink = couch::CouchSink::new(server.clone());
+    let sink = couch::CouchSink::new(server.clone()).with_checkpoints(reach.with_checkpoints);
     let sink = match reach.concurrency {
         Some(requests) => sink.concurrency(requests),
         None => sink,
@@ -203,6 +205,11 @@ pub fn patcher(engine: &Engine) -> Option<Arc<dyn Patcher>> {
         "mongodb" => Some(Arc::new(mongo::Patches)),
         _ => None,
     }
+}
+
+/// Whether a body is what an engine keeps of a deleted document.
+pub fn is_deletion(engine: &Engine, body: &[u8]) -> bool {
+    engine.0 == "couchdb" && couch::is_deletion(body)
 }
 
 /// A key for people.

@@ -80,6 +80,8 @@ pub(crate) struct Sent {
 pub struct Written {
     /// The collections.
     pub collections: Vec<CollectionReport>,
+    /// What else the target did, for people.
+    pub notes: Vec<String>,
     /// How long the writing took.
     pub took: Duration,
     /// What reading back showed; none if it was not asked for.
@@ -120,14 +122,14 @@ impl Way<'_> {
             Err(error) => return Err(self.give_up(session, error).await),
         };
         let last_step = session.last_step();
-        session.finish().await?;
+        let notes = session.finish().await?.notes;
         let took = began.elapsed();
         let proof = self.prove(&sent).await;
         // Whatever the proof says: what was written stays, and must become what it was.
         if let Some(step) = last_step {
             step.await?;
         }
-        Ok(Written { collections: sent.into_iter().map(|s| s.report).collect(), took, proof: proof? })
+        Ok(Written { collections: sent.into_iter().map(|s| s.report).collect(), notes, took, proof: proof? })
     }
 
     async fn prove(&self, sent: &[Sent]) -> Result<Option<Proof>> {
@@ -281,6 +283,15 @@ pub(crate) fn check_losses(plan: &RestorePlan, allowed: bool) -> Result<()> {
     let lines: Vec<_> = plan.losses.iter().map(|l| format!("\n  {}: {}", l.what, l.why)).collect();
     Err(Error::input(format!("not everything can come back in this target:{}", lines.concat()))
         .hint("pass --allow-loss if that is acceptable, or restore into the engine that the data came from"))
+}
+
+/// Refuses to write new revisions where there is no such thing.
+pub(crate) fn check_new_revisions(sink: &dyn model::Sink, options: &model::RestoreOptions) -> Result<()> {
+    match options.as_new_revisions && !sink.writes_new_revisions() {
+        true => Err(Error::unsupported("--as-new-revisions is for CouchDB: documents of this target have no revisions")
+            .hint("use --if-exists merge or replace")),
+        false => Ok(()),
+    }
 }
 
 /// Refuses names of collections that are not there.

@@ -16,6 +16,8 @@ mod place;
 mod position;
 mod read;
 mod replace;
+mod revise;
+mod rewind;
 mod rows;
 mod server;
 mod session;
@@ -23,6 +25,7 @@ mod sink;
 mod source;
 mod writer;
 
+pub use document::is_deletion;
 pub use place::Place;
 pub use server::{Server, SharedServer};
 pub use sink::CouchSink;
