@@ -32,7 +32,11 @@ fn changed(couch: &CouchServer, host: &Host) -> String {
     let file = r#""n":1,"_attachments":{"a/ü.txt":{"content_type":"text/plain","data":"aGVsbG8="}}"#;
     put(couch, &format!("/{db}/file"), file);
     let large = "QUFB".repeat(2 << 20);
-    put(couch, &format!("/{db}/large"), &format!(r#""_attachments":{{"b":{{"content_type":"x/y","data":"{large}"}}}}"#));
+    put(
+        couch,
+        &format!("/{db}/large"),
+        &format!(r#""_attachments":{{"b":{{"content_type":"x/y","data":"{large}"}}}}"#),
+    );
     couch.done("PUT", &format!("/{db}/_local/mine"), r#"{"a":1}"#);
     host.run(&["backup", &couch.url(&db), "--to", "v"]).ends(0);
     put(couch, &format!("/{db}/d7"), r#""i":700"#);
@@ -63,7 +67,8 @@ fn one_document_comes_back_as_a_new_revision() {
     find("d8", &["--version", "2"]).ends(0);
     assert_eq!(get(&couch, &format!("/{db}/d8")), back);
     // With its attachments, byte for byte, small and large.
-    for (key, name, content) in [("file", "a%2F%C3%BC.txt", "hello".to_owned()), ("large", "b", "AAA".repeat(2 << 20))] {
+    for (key, name, content) in [("file", "a%2F%C3%BC.txt", "hello".to_owned()), ("large", "b", "AAA".repeat(2 << 20))]
+    {
         let ran = find(key, &["--version", "2", "--if-exists", "merge"]).ends(0);
         assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
         assert_eq!(generation(&get(&couch, &format!("/{db}/{key}"))), 3);

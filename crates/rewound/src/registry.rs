@@ -82,7 +82,10 @@ const ENGINES: &[Entry] = &[
     Entry {
         scheme: "couchbackup",
         example: "couchbackup:FILE",
-        source: |_, path, _| Ok(Arc::new(couch::dump::DumpSource::new(path, Form::Couchbackup))),
+        source: |_, path, _| {
+            let path = path.strip_suffix(SHALLOW).unwrap_or(path);
+            Ok(Arc::new(couch::dump::DumpSource::new(path, Form::Couchbackup)))
+        },
         target: |_, path, _| Ok(couch_dump(path, Form::Couchbackup)),
     },
     Entry {
@@ -167,8 +170,16 @@ fn couchdb_server(url: &str, reach: &Reach) -> Result<Arc<couch::Server>> {
     Ok(Arc::new(couch::Server::new(couch::Place::parse(url, reach.password.as_deref())?)?))
 }
 
+/// What follows the file of a couchbackup that is to have what wins only.
+const SHALLOW: &str = "?shallow";
+
 fn couch_dump(path: &str, form: Form) -> Target {
-    let (sink, source) = (couch::dump::DumpSink::new(path, form), couch::dump::DumpSource::new(path, form));
+    let (path, shallow) = match path.strip_suffix(SHALLOW) {
+        Some(path) if form == Form::Couchbackup => (path, true),
+        _ => (path, false),
+    };
+    let sink = couch::dump::DumpSink::new(path, form).shallow(shallow);
+    let source = couch::dump::DumpSource::new(path, form);
     Target { sink: Arc::new(sink), source: Arc::new(source), folder: None }
 }
 

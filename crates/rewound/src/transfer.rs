@@ -288,8 +288,10 @@ pub(crate) fn check_losses(plan: &RestorePlan, allowed: bool) -> Result<()> {
 /// Refuses to write new revisions where there is no such thing.
 pub(crate) fn check_new_revisions(sink: &dyn model::Sink, options: &model::RestoreOptions) -> Result<()> {
     match options.as_new_revisions && !sink.writes_new_revisions() {
-        true => Err(Error::unsupported("--as-new-revisions is for CouchDB: documents of this target have no revisions")
-            .hint("use --if-exists merge or replace")),
+        true => {
+            Err(Error::unsupported("--as-new-revisions is for CouchDB: documents of this target have no revisions")
+                .hint("use --if-exists merge or replace"))
+        }
         false => Ok(()),
     }
 }

@@ -42,6 +42,21 @@ pub(crate) fn successor<'a>(
     Ok(out)
 }
 
+/// A revision without those before it.
+pub(crate) fn without_history(text: &str) -> Result<String> {
+    let members: Members<'_> =
+        serde_json::from_str(text).map_err(|e| Error::corrupt("a document is no JSON").caused_by(e))?;
+    let mut out = Vec::with_capacity(text.len());
+    for (name, value) in members.0.iter().filter(|(name, _)| name != "_revisions") {
+        out.push(if out.is_empty() { b'{' } else { b',' });
+        quoted(name, &mut out);
+        out.push(b':');
+        out.extend_from_slice(value.get().as_bytes());
+    }
+    out.push(b'}');
+    String::from_utf8(out).map_err(|e| Error::bug("a document is no text").caused_by(e))
+}
+
 /// The deletion of a revision.
 pub(crate) fn tombstone(id: &str, parent: &str) -> Vec<u8> {
     serde_json::json!({ "_id": id, "_rev": parent, "_deleted": true }).to_string().into_bytes()
