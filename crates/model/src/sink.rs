@@ -45,6 +45,12 @@ pub trait Sink: Send + Sync {
         Some(Cow::Borrowed(batch))
     }
 
+    /// Whether it holds documents for people and for other programs: without what only their engine
+    /// understands, such as histories of revisions.
+    fn is_for_people(&self) -> bool {
+        false
+    }
+
     /// Whether it can do what [`RestoreOptions::as_new_revisions`] asks for.
     fn writes_new_revisions(&self) -> bool {
         false

@@ -6,6 +6,7 @@ use crate::progress::{Doing, Job};
 use crate::proof::{Mismatch, Proof};
 use crate::registry::{self, Target};
 use crate::transfer::{Load, Piece, Way, Written, while_doing};
+use crate::translate::Plain;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     AttachmentStore, Batch, BatchBuilder, Description, Engine, Error, ErrorKind, HashingStore, IfExists, Kind,
@@ -121,7 +122,9 @@ pub async fn bring_back(
         pieces: stream::iter(pieces.map(|batch| Ok(Piece::Batch(batch))).collect::<Vec<_>>()).boxed(),
     };
     let keys = vault.hash_keys()?;
-    let way = Way { job, target: &target, keys, merge: true, verify: false, release: &|_| {} };
+    let plain = Plain::of_engine(&version.engine, &*target.sink, contents.clone());
+    let contents = plain.as_ref().map_or(contents, |p| p.to.clone());
+    let way = Way { job, target: &target, keys, merge: true, verify: false, release: &|_| {}, plain };
     let mut written = way.write(plan, vec![load], contents).await?;
     let began = Instant::now();
     job.phase(Doing::Proving, Some(1), None);

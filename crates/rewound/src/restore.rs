@@ -8,6 +8,7 @@ use crate::registry::Target;
 use crate::space;
 use crate::time::exactly;
 use crate::transfer::{self, CollectionReport, Load, Piece, Way, Written};
+use crate::translate::{self, Plain};
 use futures::StreamExt;
 use futures::TryStreamExt;
 use model::{IfExists, Loss, RestoreOptions, RestorePlan, Result};
@@ -108,6 +109,7 @@ impl Restore {
         transfer::check_new_revisions(&*target.sink, &options)?;
         let description = state.description();
         let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
+        plan.losses.extend(translate::losses(&description.engine, &*target.sink));
         if options.if_exists == IfExists::Replace {
             let count = job.stop.or(state.check_there()).await?;
             let there = if count == 1 {
@@ -173,6 +175,8 @@ impl Restore {
                 pieces: self.state.read(entry).map_ok(Piece::Batch).boxed(),
             }
         });
+        let plain = Plain::of_engine(&self.state.description().engine, &*self.target.sink, self.state.attachments());
+        let attachments = plain.as_ref().map_or_else(|| self.state.attachments(), |p| p.to.clone());
         let way = Way {
             job,
             target: &self.target,
@@ -181,8 +185,9 @@ impl Restore {
             merge: self.options.if_exists == IfExists::Merge && !(self.options.as_new_revisions && is_all),
             verify: consent.verify,
             release: &|_| {},
+            plain,
         };
-        let written = way.write(self.plan, loads.collect(), self.state.attachments()).await?;
+        let written = way.write(self.plan, loads.collect(), attachments).await?;
         Ok(RestoreReport { point: self.point, moment: self.moment, written })
     }
 }

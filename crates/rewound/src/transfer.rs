@@ -5,7 +5,7 @@ use crate::progress::{Doing, Job};
 use crate::proof::{self, Proof, Seen};
 use crate::registry::Target;
 use crate::stop::{Stop, interrupted};
-use crate::translate;
+use crate::translate::{self, Plain};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use model::{
@@ -65,8 +65,6 @@ pub struct CollectionReport {
 pub(crate) struct Sent {
     pub report: CollectionReport,
     pub digest: Digest,
-    /// The same of what the source gave, if the target leaves some of it out.
-    pub left_out: Digest,
     /// The digest of what reading back can prove of that.
     pub provable: Digest,
     /// When documents were there before: which ones were sent.
@@ -99,6 +97,8 @@ pub(crate) struct Way<'a> {
     pub verify: bool,
     /// Told of attachments that have been written.
     pub release: &'a (dyn Fn(&[AttachmentRef]) + Sync),
+    /// What is needed where documents become others on their way.
+    pub plain: Option<Plain>,
 }
 
 impl Way<'_> {
@@ -210,24 +210,35 @@ impl Way<'_> {
         };
         session.catalog(&load.info).await?;
         let mut pieces = load.pieces;
+        // Of what the source gave, whether the target takes it or not.
+        let mut given = Digest::default();
         loop {
             let next = async { halt.or(async { pieces.next().await.transpose() }).await };
             match self.job.stop.or(next).await? {
                 None => break,
                 Some(Piece::Catalog(info)) => session.catalog(&info).await?,
                 Some(Piece::Batch(batch)) if self.target.sink.leaves_out(&batch) => {
-                    (0..batch.len()).for_each(|i| sent.left_out.add(self.keys.document(&batch, i)));
+                    (0..batch.len()).for_each(|i| given.add(self.keys.document(&batch, i)));
+                }
+                Some(Piece::Batch(batch)) if self.plain.is_some() => {
+                    (0..batch.len()).for_each(|i| given.add(self.keys.document(&batch, i)));
+                    let Some(plain) = &self.plain else { continue };
+                    for batch in plain.of(&batch).await? {
+                        self.account(&mut sent, &batch);
+                        let attachments = batch.attachments.clone();
+                        session.write(batch).await?;
+                        plain.to.release(&attachments);
+                    }
                 }
                 Some(Piece::Batch(batch)) => {
                     self.account(&mut sent, &batch);
+                    (0..batch.len()).for_each(|i| given.add(self.keys.document(&batch, i)));
                     let attachments = batch.attachments.clone();
                     session.write(translate::for_sink(&*self.target.sink, batch)).await?;
                     (self.release)(&attachments);
                 }
             }
         }
-        let mut given = sent.digest;
-        given.merge(&sent.left_out);
         if let Some(expected) = load.expected
             && expected != given
         {

@@ -53,7 +53,7 @@ impl Source {
     }
 
     /// A part of the content.
-    async fn part(&self, from: u64, bytes: u64) -> Result<AttachmentStream> {
+    pub async fn part(&self, from: u64, bytes: u64) -> Result<AttachmentStream> {
         let mut skip = from;
         let mut left = bytes;
         let cut = self.open().await?.filter_map(move |piece| {
@@ -81,9 +81,9 @@ fn no_entry(e: serde_json::Error) -> Error {
 }
 
 /// One attachment with where its content is.
-struct Placed<'a> {
-    attached: Attached<'a>,
-    from: u64,
+pub(crate) struct Placed<'a> {
+    pub attached: Attached<'a>,
+    pub from: u64,
 }
 
 impl Writer {
@@ -226,7 +226,7 @@ impl Writer {
 }
 
 /// Where each attachment's content is, in the order of the content.
-fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> {
+pub(crate) fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> {
     let mut all = Vec::with_capacity(leaf.attachments.len());
     for attached in &leaf.attachments {
         let mut from = 0;

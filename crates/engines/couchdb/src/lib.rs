@@ -13,6 +13,7 @@ mod inline;
 mod leaf;
 mod members;
 mod place;
+pub mod plain;
 mod position;
 mod read;
 mod replace;

@@ -44,10 +44,19 @@ pub(crate) fn successor<'a>(
 
 /// A revision without those before it.
 pub(crate) fn without_history(text: &str) -> Result<String> {
+    without(text, &["_revisions"])
+}
+
+/// A revision without those before it, and without what it says of its attachments.
+pub(crate) fn plain(text: &str) -> Result<String> {
+    without(text, &["_revisions", "_attachments"])
+}
+
+fn without(text: &str, left_out: &[&str]) -> Result<String> {
     let members: Members<'_> =
         serde_json::from_str(text).map_err(|e| Error::corrupt("a document is no JSON").caused_by(e))?;
     let mut out = Vec::with_capacity(text.len());
-    for (name, value) in members.0.iter().filter(|(name, _)| name != "_revisions") {
+    for (name, value) in members.0.iter().filter(|(name, _)| !left_out.contains(&&**name)) {
         out.push(if out.is_empty() { b'{' } else { b',' });
         quoted(name, &mut out);
         out.push(b':');
