@@ -96,6 +96,7 @@ struct Head {
 
 #[derive(Deserialize)]
 struct HeadRow {
+    key: String,
     #[serde(default)]
     value: Option<Head>,
 }
@@ -216,7 +217,8 @@ impl Past {
                 }
                 continue;
             };
-            let rev = head.as_ref().map(|head| &*head.rev);
+            // A deleted document is made anew on top of its deletion if no revision is named, and only then.
+            let rev = head.as_ref().filter(|head| !head.deleted).map(|head| &*head.rev);
             let now = revise::winner(leaves);
             let is_equal = is_there
                 && (rev == Some(&was.rev)
@@ -277,15 +279,13 @@ impl Past {
         let request = Request::post(format!("{}/_all_docs", segment(&self.name)), json!({ "keys": keys }).to_string());
         let read = |bytes: &bytes::Bytes| serde_json::from_slice::<HeadRows>(bytes);
         let rows = self.writer.server.client.json(&request, ANSWER_MAX, read).await?.rows;
-        if rows.len() != keys.len() {
-            return Err(Error::corrupt(format!(
-                "the server was asked for {} documents of {}, and told of {}",
-                keys.len(),
-                self.name,
-                rows.len()
-            )));
-        }
-        Ok(rows.into_iter().map(|row| row.value).collect())
+        let mut told: HashMap<String, Option<Head>> = rows.into_iter().map(|row| (row.key, row.value)).collect();
+        let one = |key: &&str| {
+            told.remove(*key).ok_or_else(|| {
+                Error::corrupt(format!("the server was asked for document {key} of {}, and does not tell", self.name))
+            })
+        };
+        keys.iter().map(one).collect()
     }
 
     /// Deletes what was not there then, and writes what had to wait.
