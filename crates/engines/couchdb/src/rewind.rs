@@ -339,11 +339,13 @@ impl Past {
     /// What was done, or would be.
     fn lines(&self) -> Vec<String> {
         let (Counts { changed, deleted, equal, conflicts, .. }, name) = (self.noted().counts, &self.name);
+        let documents = |n: u64| if n == 1 { "1 document".to_owned() } else { format!("{n} documents") };
         let mut lines = vec![format!(
-            "{name}: {changed} documents changed by a new revision, {deleted} deleted by one, {equal} left alone as they are what they were"
+            "{name}: {} changed by a new revision, {deleted} deleted by one, {equal} left alone: they are what they were",
+            documents(changed)
         )];
         if conflicts > 0 {
-            lines.push(format!("{name}: {conflicts} documents had conflicts: only what won of them is written"));
+            lines.push(format!("{name}: {} had conflicts: only what won is written", documents(conflicts)));
         }
         lines
     }

@@ -108,7 +108,7 @@ async fn a_live_database_and_its_replica_become_what_they_were() {
     // plain, files, conflict, doc0007, a/b/c, emoji, doc0001, _design/refuses; gone, new, strange, _design/later.
     let line = report.notes.iter().find(|n| n.starts_with(&live)).unwrap();
     assert!(line.contains("8 documents changed") && line.contains("4 deleted"), "{line}");
-    assert!(report.notes.iter().any(|n| n.contains("1 documents had conflicts")), "{:?}", report.notes);
+    assert!(report.notes.iter().any(|n| n.contains("1 document had conflicts")), "{:?}", report.notes);
     assert_eq!(report.documents, 12);
     assert_eq!(winners(&couch, &live), before);
     assert_eq!(rev(&couch, &live, "doc0100"), untouched);
