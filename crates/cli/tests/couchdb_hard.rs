@@ -211,3 +211,33 @@ fn a_server_that_was_killed_and_lost_all_is_a_gap_that_heals() {
     assert!(code == 0 || code == 5, "{code}");
     restored(&host, &couch, "shop");
 }
+
+#[test]
+fn three_hundred_databases() {
+    let (couch, host) = (CouchServer::start(), Host::ready());
+    for i in 0..300 {
+        couch.done("PUT", &format!("/many{i}"), "");
+        put(&couch, &format!("many{i}"), "a", 1 + i % 3);
+    }
+    let backup =
+        || host.run(&["backup", &couch.url(""), "--to", "v", "--json"]).ends(0).of("vault")[0]["point"].clone();
+    let first = backup();
+    assert!(first["changed"].as_u64().unwrap() >= 300, "{first}");
+    assert_eq!(backup()["changed"], 0);
+    put(&couch, "many7", "b", 1);
+    couch.done("DELETE", "/many8", "");
+    couch.done("PUT", "/new", "");
+    put(&couch, "new", "a", 2);
+    backup();
+    let there = CouchServer::start();
+    // Making databases is what takes time.
+    let some = ["many0", "many7", "many299", "new"];
+    let into = there.url("");
+    let only: Vec<&str> = some.iter().flat_map(|name| ["--only", name]).collect();
+    let ran = host.read(&[&["restore", "v", "--into", &into, "--json"], &only[..]].concat()).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    for name in some {
+        assert_eq!(leaves(&there, name), leaves(&couch, name), "{name}");
+    }
+    host.read(&["restore", "v", "--into", &into, "--only", "many8"]).fails(1, "no collection matches");
+}
