@@ -120,6 +120,10 @@ pub struct WriteArgs {
     /// Compress each file of a dump (mongodump:DIR)
     #[arg(long)]
     pub gzip: bool,
+    /// Write the checkpoints of replications, too (CouchDB): clients go on where they were then, and never
+    /// see what they have missed
+    #[arg(long)]
+    pub with_checkpoints: bool,
     /// Do not read the target back to prove that it is exact
     #[arg(long)]
     pub no_verify: bool,
@@ -143,7 +147,7 @@ impl WriteArgs {
 
     /// How to reach the target.
     pub fn reach(&self, reach: &Reach) -> Reach {
-        Reach { gzip: self.gzip, ..reach.clone() }
+        Reach { gzip: self.gzip, with_checkpoints: self.with_checkpoints, ..reach.clone() }
     }
 
     /// Bytes of changes to hold in memory.

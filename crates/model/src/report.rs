@@ -49,6 +49,9 @@ pub struct RestoreReport {
     pub attachments: u64,
     /// Bytes of documents and attachments.
     pub bytes: u64,
+    /// What else was done, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What an abandoned restore left behind in the target.

@@ -116,6 +116,10 @@ pub struct RestoreOptions {
     pub rename: Vec<(String, String)>,
     /// What to do when the target holds data.
     pub if_exists: IfExists,
+    /// Write into what is there as whoever uses it would, on top of what it has: each document that
+    /// differs gets a new revision, so that those who replicate with the target take it. Only for sinks
+    /// that [`Sink::writes_new_revisions`](crate::Sink::writes_new_revisions).
+    pub as_new_revisions: bool,
 }
 
 impl RestoreOptions {

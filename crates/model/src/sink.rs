@@ -45,8 +45,39 @@ pub trait Sink: Send + Sync {
         Some(Cow::Borrowed(batch))
     }
 
+    /// Whether it holds documents for people and for other programs: without what only their engine
+    /// understands, such as histories of revisions.
+    fn is_for_people(&self) -> bool {
+        false
+    }
+
+    /// Whether it can do what [`RestoreOptions::as_new_revisions`] asks for.
+    fn writes_new_revisions(&self) -> bool {
+        false
+    }
+
+    /// What looks at everything that a plan would write, and tells more than the plan can. None if
+    /// there is nothing to be told that needs that.
+    async fn rehearse(&self, plan: &RestorePlan) -> Result<Option<Box<dyn Rehearsal>>> {
+        let _ = plan;
+        Ok(None)
+    }
+
     /// Starts writing. Content of attachments is taken from `attachments`.
     async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>>;
+}
+
+/// A restore that writes nothing.
+#[async_trait]
+pub trait Rehearsal: Send + Sync {
+    /// Whether entries of this kind space ([`Kind::space`](crate::Kind::space)) are to be shown at all.
+    fn looks_at(&self, space: &str) -> bool;
+
+    /// Looks at what would be written.
+    async fn see(&self, batch: &Batch) -> Result<()>;
+
+    /// What would be done, one line for each thing, for people.
+    async fn lines(self: Box<Self>) -> Result<Vec<String>>;
 }
 
 /// A restore under way.

@@ -54,14 +54,15 @@ impl Copy {
     /// Plans the read and asks the target what it would do. Touches nothing.
     pub async fn prepare(job: &Job, source: Arc<dyn Source>, target: Target, options: RestoreOptions) -> Result<Copy> {
         job.phase(Doing::Checking, None, None);
-        let source = job.stop.or(translate::as_origin(source, &*target.sink)).await?;
+        let source = job.stop.or(translate::for_target(source, &*target.sink)).await?;
         let mut description = job.stop.or(source.describe()).await?;
         let Scan { parts, skipped, .. } = Scan::of(job.stop.or(source.plan(&options.selection, None)).await?)?;
         let groups = by_collection(parts);
         let there: Vec<String> = description.collections.iter().map(|c| c.name.clone()).collect();
         transfer::check_names(&options, there.iter().map(String::as_str), groups.len())?;
         description.collections = groups.iter().map(|(info, _)| info.clone()).collect();
-        let plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
+        let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
+        plan.losses.extend(translate::losses(&description.engine, &*target.sink));
         let collections = groups.iter().map(|(info, parts)| CollectionReport {
             name: info.name.clone(),
             target: options.target_name(&info.name).to_owned(),
@@ -112,6 +113,8 @@ impl Copy {
             merge: self.options.if_exists == IfExists::Merge,
             verify: consent.verify,
             release: &|references| spool.release(references),
+            // The source gives them so already.
+            plain: None,
         };
         let written = way.write(self.plan, loads, spool.clone()).await?;
         let skipped = std::mem::take(&mut *self.skipped.lock().unwrap_or_else(|e| e.into_inner()));

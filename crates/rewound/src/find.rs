@@ -6,11 +6,13 @@ use crate::progress::{Doing, Job};
 use crate::proof::{Mismatch, Proof};
 use crate::registry::{self, Target};
 use crate::transfer::{Load, Piece, Way, Written, while_doing};
+use crate::translate::Plain;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     AttachmentStore, Batch, BatchBuilder, Description, Engine, Error, ErrorKind, HashingStore, IfExists, Kind,
     RestoreOptions, Result, ScanItem, Selection,
 };
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,7 +30,10 @@ pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&st
         patcher: &registry::patcher,
         source: tag.as_deref(),
     };
-    let versions = vault.find_any(&wanted).await?;
+    let mut versions = vault.find_any(&wanted).await?;
+    for version in &mut versions {
+        version.deleted |= registry::is_deletion(&version.engine, &version.body);
+    }
     if versions.is_empty() {
         return Err(Error::missing(format!("no point has a document {key} in a collection {collection}"))
             .hint("check the names of collection and key: for a folder, the name of the file without .json; for MongoDB, DATABASE.COLLECTION and the _id, as Extended JSON if it is no plain text"));
@@ -67,7 +72,10 @@ pub async fn bring_back(
 ) -> Result<Written> {
     job.phase(Doing::Checking, None, None);
     let info = (*version.collection).clone();
-    let mut options = RestoreOptions { if_exists: IfExists::Merge, ..RestoreOptions::default() };
+    // Where an old revision would lose against what came after it, what it says becomes a new one.
+    let anew = target.sink.writes_new_revisions();
+    let mut options =
+        RestoreOptions { if_exists: IfExists::Merge, as_new_revisions: anew, ..RestoreOptions::default() };
     options.selection = one(&info.name, key, version);
     let description = Description {
         engine: version.engine.clone(),
@@ -84,21 +92,27 @@ pub async fn bring_back(
         return Err(Error::missing(format!("the target has no collection {name}"))
             .hint(format!("make it first, or bring all of it back: `rewound restore --only {}`", info.name)));
     };
-    let (contents, attachments) = attachments(job, vault, version, key).await?;
-    let mut wanted = There { body: Some((version.encoding, version.body.to_vec())), ..There::default() };
-    for batch in &attachments {
-        for (i, content) in batch.attachments.iter().enumerate() {
-            wanted.attachments.insert(batch.key_of(i).to_vec(), content.digest);
-        }
+    let (contents, attachments) = match anew {
+        true => belongings(job, vault, version, key).await?,
+        false => attachments(job, vault, version, key).await?,
+    };
+    let mut builder = BatchBuilder::new(info.id.clone(), version.kind.clone(), version.encoding);
+    builder.push(&version.key, &version.body);
+    let document = builder.take();
+    let mut wanted = There::default();
+    for batch in std::iter::once(&document).chain(&attachments) {
+        see(&mut wanted, &target, batch, version);
+    }
+    if wanted.body.is_none() {
+        return Err(Error::missing(format!("this version of document {key} is a deletion"))
+            .hint("choose an older one; `rewound find` without --restore lists all versions"));
     }
     let differs = now.body.is_some() && now != wanted;
     if differs && if_exists == IfExists::Fail {
         return Err(Error::input(format!("the target has another version of document {key} in {name}"))
             .hint("--if-exists merge puts the old version in its place; `rewound find --show` shows it"));
     }
-    let mut builder = BatchBuilder::new(info.id.clone(), version.kind.clone(), version.encoding);
-    builder.push(&version.key, &version.body);
-    let pieces = std::iter::once(builder.take()).chain(attachments);
+    let pieces = std::iter::once(document).chain(attachments);
     let load = Load {
         info,
         documents: Some(1),
@@ -108,7 +122,9 @@ pub async fn bring_back(
         pieces: stream::iter(pieces.map(|batch| Ok(Piece::Batch(batch))).collect::<Vec<_>>()).boxed(),
     };
     let keys = vault.hash_keys()?;
-    let way = Way { job, target: &target, keys, merge: true, verify: false, release: &|_| {} };
+    let plain = Plain::of_engine(&version.engine, &*target.sink, contents.clone());
+    let contents = plain.as_ref().map_or(contents, |p| p.to.clone());
+    let way = Way { job, target: &target, keys, merge: true, verify: false, release: &|_| {}, plain };
     let mut written = way.write(plan, vec![load], contents).await?;
     let began = Instant::now();
     job.phase(Doing::Proving, Some(1), None);
@@ -142,16 +158,51 @@ async fn read(job: &Job, target: &Target, name: &str, key: &str, version: &Versi
         let mut items = job.stop.or(target.source.read(&part, Arc::new(HashingStore))).await?;
         while let Some(item) = job.stop.or(items.try_next()).await? {
             let ScanItem::Batch(batch) = item else { continue };
-            for i in 0..batch.len() {
-                if let Some(content) = batch.attachments.get(i) {
-                    there.attachments.insert(batch.key_of(i).to_vec(), content.digest);
-                } else if !batch.kind.is_tombstone() && batch.key_of(i) == version.key {
-                    there.body = Some((batch.encoding, batch.body_of(i).to_vec()));
-                }
-            }
+            see(&mut there, target, &batch, version);
         }
     }
     Ok(Some(there))
+}
+
+/// Notes what a batch tells of the document. What a target makes anew of it, such as revisions, is no
+/// part of what it is.
+fn see(there: &mut There, target: &Target, batch: &Batch, version: &Version) {
+    let provable = match target.sink.writes_new_revisions() {
+        true => target.sink.provable(batch),
+        false => Some(Cow::Borrowed(batch)),
+    };
+    let Some(batch) = provable.filter(|batch| !batch.kind.is_tombstone()) else { return };
+    for i in 0..batch.len() {
+        if let Some(content) = batch.attachments.get(i) {
+            there.attachments.insert(batch.key_of(i).to_vec(), content.digest);
+        } else if batch.key_of(i) == version.key {
+            there.body = Some((batch.encoding, batch.body_of(i).to_vec()));
+        }
+    }
+}
+
+/// Everything that stands under the document's key beside itself, at the time of a version.
+async fn belongings(
+    job: &Job,
+    vault: &Vault,
+    version: &Version,
+    key: &str,
+) -> Result<(Arc<dyn AttachmentStore>, Vec<Batch>)> {
+    let points = job.stop.or(vault.points()).await?;
+    let point = version.point.as_ref().and_then(|id| points.of(&version.tag).find(|p| p.name.run == *id));
+    let (selection, patcher) = (one(&version.collection.name, key, version), registry::patcher(&version.engine));
+    let state = match point {
+        Some(point) => job.stop.or(vault.resolve(point, &selection, patcher)).await?,
+        None => job.stop.or(vault.resolve_at(&version.tag, version.time, &selection, patcher)).await?,
+    };
+    let mut batches = Vec::new();
+    for collection in state.collections().iter().filter(|c| c.info.id == version.collection.id) {
+        let mut reading = state.read_spaces(collection, |space| space != Kind::Document.space());
+        while let Some(batch) = job.stop.or(reading.try_next()).await? {
+            batches.push(batch);
+        }
+    }
+    Ok((state.attachments(), batches))
 }
 
 /// The attachments that the document had, and what gives their content.

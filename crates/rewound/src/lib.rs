@@ -41,6 +41,7 @@ pub mod mirror;
 pub mod paced;
 mod parts;
 mod pending;
+mod plain;
 pub mod points;
 pub mod progress;
 pub mod proof;

@@ -30,6 +30,8 @@ pub struct Reach {
     pub concurrency: Option<usize>,
     /// Whether the files of a dump are compressed, each for itself.
     pub gzip: bool,
+    /// Whether the checkpoints of replications come back, too (CouchDB).
+    pub with_checkpoints: bool,
 }
 
 impl fmt::Debug for Reach {
@@ -80,7 +82,10 @@ const ENGINES: &[Entry] = &[
     Entry {
         scheme: "couchbackup",
         example: "couchbackup:FILE",
-        source: |_, path, _| Ok(Arc::new(couch::dump::DumpSource::new(path, Form::Couchbackup))),
+        source: |_, path, _| {
+            let path = path.strip_suffix(SHALLOW).unwrap_or(path);
+            Ok(Arc::new(couch::dump::DumpSource::new(path, Form::Couchbackup)))
+        },
         target: |_, path, _| Ok(couch_dump(path, Form::Couchbackup)),
     },
     Entry {
@@ -165,8 +170,16 @@ fn couchdb_server(url: &str, reach: &Reach) -> Result<Arc<couch::Server>> {
     Ok(Arc::new(couch::Server::new(couch::Place::parse(url, reach.password.as_deref())?)?))
 }
 
+/// What follows the file of a couchbackup that is to have what wins only.
+const SHALLOW: &str = "?shallow";
+
 fn couch_dump(path: &str, form: Form) -> Target {
-    let (sink, source) = (couch::dump::DumpSink::new(path, form), couch::dump::DumpSource::new(path, form));
+    let (path, shallow) = match path.strip_suffix(SHALLOW) {
+        Some(path) if form == Form::Couchbackup => (path, true),
+        _ => (path, false),
+    };
+    let sink = couch::dump::DumpSink::new(path, form).shallow(shallow);
+    let source = couch::dump::DumpSource::new(path, form);
     Target { sink: Arc::new(sink), source: Arc::new(source), folder: None }
 }
 
@@ -180,7 +193,7 @@ fn couchdb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> 
 
 fn couchdb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
     let server = couchdb_server(url, reach)?;
-    let sink = couch::CouchSink::new(server.clone());
+    let sink = couch::CouchSink::new(server.clone()).with_checkpoints(reach.with_checkpoints);
     let sink = match reach.concurrency {
         Some(requests) => sink.concurrency(requests),
         None => sink,
@@ -203,6 +216,11 @@ pub fn patcher(engine: &Engine) -> Option<Arc<dyn Patcher>> {
         "mongodb" => Some(Arc::new(mongo::Patches)),
         _ => None,
     }
+}
+
+/// Whether a body is what an engine keeps of a deleted document.
+pub fn is_deletion(engine: &Engine, body: &[u8]) -> bool {
+    engine.0 == "couchdb" && couch::is_deletion(body)
 }
 
 /// A key for people.

@@ -8,6 +8,7 @@ use crate::registry::Target;
 use crate::space;
 use crate::time::exactly;
 use crate::transfer::{self, CollectionReport, Load, Piece, Way, Written};
+use crate::translate::{self, Plain};
 use futures::StreamExt;
 use futures::TryStreamExt;
 use model::{IfExists, Loss, RestoreOptions, RestorePlan, Result};
@@ -105,8 +106,10 @@ impl Restore {
         let catalog = vault.catalog(&point.manifest).await?;
         let there = catalog.collections.iter().chain(state.collections()).map(|c| c.info.name.as_str());
         transfer::check_names(&options, there, state.collections().len())?;
+        transfer::check_new_revisions(&*target.sink, &options)?;
         let description = state.description();
         let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
+        plan.losses.extend(translate::losses(&description.engine, &*target.sink));
         if options.if_exists == IfExists::Replace {
             let count = job.stop.or(state.check_there()).await?;
             let there = if count == 1 {
@@ -137,6 +140,20 @@ impl Restore {
         })
     }
 
+    /// Looks at everything that would be written, where the target has more to tell of that than its
+    /// plan, and adds it to this. Touches nothing.
+    pub async fn rehearse(&mut self, job: &Job) -> Result<()> {
+        let Some(rehearsal) = job.stop.or(self.target.sink.rehearse(&self.plan)).await? else { return Ok(()) };
+        for entry in self.state.collections() {
+            let mut batches = self.state.read_spaces(entry, |space| rehearsal.looks_at(space));
+            while let Some(batch) = job.stop.or(batches.try_next()).await? {
+                job.stop.or(rehearsal.see(&batch)).await?;
+            }
+        }
+        self.plan.phases.extend(job.stop.or(rehearsal.lines()).await?);
+        Ok(())
+    }
+
     /// Writes to the target, compares what is sent with the point's digests, and reads the target
     /// back. That the proof failed is part of the report, not an error.
     pub async fn run(self, job: &Job, consent: Consent) -> Result<RestoreReport> {
@@ -145,6 +162,7 @@ impl Restore {
         if let (Some(folder), true) = (&self.target.folder, whole) {
             space::room_for_restore(folder, self.collections.iter().map(|c| c.bytes).sum())?;
         }
+        let is_all = self.state.collections().iter().all(|c| self.options.selection.takes_all_of(&c.info.name));
         let loads = self.state.collections().iter().map(|entry| {
             let whole = self.state.is_whole(entry);
             let all = self.options.selection.takes_all_of(&entry.info.name);
@@ -157,15 +175,19 @@ impl Restore {
                 pieces: self.state.read(entry).map_ok(Piece::Batch).boxed(),
             }
         });
+        let plain = Plain::of_engine(&self.state.description().engine, &*self.target.sink, self.state.attachments());
+        let attachments = plain.as_ref().map_or_else(|| self.state.attachments(), |p| p.to.clone());
         let way = Way {
             job,
             target: &self.target,
             keys: &self.keys,
-            merge: self.options.if_exists == IfExists::Merge,
+            // What is rewound as a whole holds nothing else afterwards.
+            merge: self.options.if_exists == IfExists::Merge && !(self.options.as_new_revisions && is_all),
             verify: consent.verify,
             release: &|_| {},
+            plain,
         };
-        let written = way.write(self.plan, loads.collect(), self.state.attachments()).await?;
+        let written = way.write(self.plan, loads.collect(), attachments).await?;
         Ok(RestoreReport { point: self.point, moment: self.moment, written })
     }
 }

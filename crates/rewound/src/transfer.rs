@@ -5,7 +5,7 @@ use crate::progress::{Doing, Job};
 use crate::proof::{self, Proof, Seen};
 use crate::registry::Target;
 use crate::stop::{Stop, interrupted};
-use crate::translate;
+use crate::translate::{self, Plain};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use model::{
@@ -65,8 +65,6 @@ pub struct CollectionReport {
 pub(crate) struct Sent {
     pub report: CollectionReport,
     pub digest: Digest,
-    /// The same of what the source gave, if the target leaves some of it out.
-    pub left_out: Digest,
     /// The digest of what reading back can prove of that.
     pub provable: Digest,
     /// When documents were there before: which ones were sent.
@@ -80,6 +78,8 @@ pub(crate) struct Sent {
 pub struct Written {
     /// The collections.
     pub collections: Vec<CollectionReport>,
+    /// What else the target did, for people.
+    pub notes: Vec<String>,
     /// How long the writing took.
     pub took: Duration,
     /// What reading back showed; none if it was not asked for.
@@ -97,6 +97,8 @@ pub(crate) struct Way<'a> {
     pub verify: bool,
     /// Told of attachments that have been written.
     pub release: &'a (dyn Fn(&[AttachmentRef]) + Sync),
+    /// What is needed where documents become others on their way.
+    pub plain: Option<Plain>,
 }
 
 impl Way<'_> {
@@ -120,14 +122,14 @@ impl Way<'_> {
             Err(error) => return Err(self.give_up(session, error).await),
         };
         let last_step = session.last_step();
-        session.finish().await?;
+        let notes = session.finish().await?.notes;
         let took = began.elapsed();
         let proof = self.prove(&sent).await;
         // Whatever the proof says: what was written stays, and must become what it was.
         if let Some(step) = last_step {
             step.await?;
         }
-        Ok(Written { collections: sent.into_iter().map(|s| s.report).collect(), took, proof: proof? })
+        Ok(Written { collections: sent.into_iter().map(|s| s.report).collect(), notes, took, proof: proof? })
     }
 
     async fn prove(&self, sent: &[Sent]) -> Result<Option<Proof>> {
@@ -208,24 +210,35 @@ impl Way<'_> {
         };
         session.catalog(&load.info).await?;
         let mut pieces = load.pieces;
+        // Of what the source gave, whether the target takes it or not.
+        let mut given = Digest::default();
         loop {
             let next = async { halt.or(async { pieces.next().await.transpose() }).await };
             match self.job.stop.or(next).await? {
                 None => break,
                 Some(Piece::Catalog(info)) => session.catalog(&info).await?,
                 Some(Piece::Batch(batch)) if self.target.sink.leaves_out(&batch) => {
-                    (0..batch.len()).for_each(|i| sent.left_out.add(self.keys.document(&batch, i)));
+                    (0..batch.len()).for_each(|i| given.add(self.keys.document(&batch, i)));
+                }
+                Some(Piece::Batch(batch)) if self.plain.is_some() => {
+                    (0..batch.len()).for_each(|i| given.add(self.keys.document(&batch, i)));
+                    let Some(plain) = &self.plain else { continue };
+                    for batch in plain.of(&batch).await? {
+                        self.account(&mut sent, &batch);
+                        let attachments = batch.attachments.clone();
+                        session.write(batch).await?;
+                        plain.to.release(&attachments);
+                    }
                 }
                 Some(Piece::Batch(batch)) => {
                     self.account(&mut sent, &batch);
+                    (0..batch.len()).for_each(|i| given.add(self.keys.document(&batch, i)));
                     let attachments = batch.attachments.clone();
                     session.write(translate::for_sink(&*self.target.sink, batch)).await?;
                     (self.release)(&attachments);
                 }
             }
         }
-        let mut given = sent.digest;
-        given.merge(&sent.left_out);
         if let Some(expected) = load.expected
             && expected != given
         {
@@ -281,6 +294,17 @@ pub(crate) fn check_losses(plan: &RestorePlan, allowed: bool) -> Result<()> {
     let lines: Vec<_> = plan.losses.iter().map(|l| format!("\n  {}: {}", l.what, l.why)).collect();
     Err(Error::input(format!("not everything can come back in this target:{}", lines.concat()))
         .hint("pass --allow-loss if that is acceptable, or restore into the engine that the data came from"))
+}
+
+/// Refuses to write new revisions where there is no such thing.
+pub(crate) fn check_new_revisions(sink: &dyn model::Sink, options: &model::RestoreOptions) -> Result<()> {
+    match options.as_new_revisions && !sink.writes_new_revisions() {
+        true => {
+            Err(Error::unsupported("--as-new-revisions is for CouchDB: documents of this target have no revisions")
+                .hint("use --if-exists merge or replace"))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Refuses names of collections that are not there.

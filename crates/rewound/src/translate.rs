@@ -2,11 +2,12 @@
 //! nothing but JSON, and back. Nothing is lost by it, so that both ways together give the same
 //! bytes.
 
+use crate::spool::Spool;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use model::{
-    AttachmentStore, Batch, BatchBuilder, ChangeStream, Description, Encoding, Engine, Error, Following, Kind, Part,
-    Plan, Position, Result, ScanItem, ScanStream, Selection, Sink, Source, SourceState, Until,
+    AttachmentStore, Batch, BatchBuilder, ChangeStream, Description, Encoding, Engine, Error, Following, Kind, Loss,
+    Part, Plan, Position, Result, ScanItem, ScanStream, Selection, Sink, Source, SourceState, Until,
 };
 use mongo::extjson::{self, Style};
 use std::sync::Arc;
@@ -78,6 +79,43 @@ pub(crate) async fn as_origin(source: Arc<dyn Source>, sink: &dyn Sink) -> Resul
         }
         _ => source,
     })
+}
+
+/// A source as a target takes it: with its origin's documents, or with documents for people.
+pub(crate) async fn for_target(source: Arc<dyn Source>, sink: &dyn Sink) -> Result<Arc<dyn Source>> {
+    let source = as_origin(source, sink).await?;
+    let engine = source.describe().await?.engine;
+    Ok(if is_plain(&engine, sink) { Arc::new(crate::plain::PlainSource::new(source)) } else { source })
+}
+
+/// Whether documents of an engine lose on their way what only that understands.
+pub(crate) fn is_plain(engine: &Engine, sink: &dyn Sink) -> bool {
+    engine.0 == "couchdb" && sink.is_for_people()
+}
+
+/// What they lose by that.
+pub(crate) fn losses(engine: &Engine, sink: &dyn Sink) -> Vec<Loss> {
+    if is_plain(engine, sink) { couch::plain::losses() } else { Vec::new() }
+}
+
+/// Makes documents of a vault such ones.
+pub(crate) struct Plain {
+    from: Arc<dyn AttachmentStore>,
+    /// Where their attachments are.
+    pub to: Arc<Spool>,
+}
+
+impl Plain {
+    /// What is needed for that, if it is to be done.
+    pub fn of_engine(engine: &Engine, sink: &dyn Sink, from: Arc<dyn AttachmentStore>) -> Option<Plain> {
+        is_plain(engine, sink).then(|| Plain { from, to: Arc::default() })
+    }
+
+    /// What becomes of a batch.
+    pub async fn of(&self, batch: &Batch) -> Result<Vec<Batch>> {
+        let made = couch::plain::entries(batch, &self.from, &*self.to, false).await?;
+        Ok(made.into_iter().map(|made| made.batch).collect())
+    }
 }
 
 struct AsOrigin {

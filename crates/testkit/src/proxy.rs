@@ -1,4 +1,5 @@
-//! A network that fails: a proxy on 127.0.0.1 that cuts, holds up and refuses connections.
+//! A network that fails: a proxy on 127.0.0.1 that cuts, holds up and refuses connections, and garbles
+//! what they carry.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -20,6 +21,10 @@ struct Shared {
     over: AtomicBool,
     /// Bytes from the server until the connection that carries them is cut; 0: not at all.
     cut_after: AtomicU64,
+    /// Bytes from the server until one of them is garbled; 0: none.
+    garble_after: AtomicU64,
+    /// Bytes from the server so far.
+    answered: AtomicU64,
 }
 
 impl Proxy {
@@ -66,6 +71,17 @@ impl Proxy {
         self.shared.cut_after.store(bytes.max(1), Ordering::SeqCst);
     }
 
+    /// Garbles one byte of the server's answers, after so many more bytes of them: what was a letter of
+    /// ASCII is no text any more.
+    pub fn garble_after(&self, bytes: u64) {
+        self.shared.garble_after.store(bytes.max(1), Ordering::SeqCst);
+    }
+
+    /// Bytes that the server has answered so far.
+    pub fn answered(&self) -> u64 {
+        self.shared.answered.load(Ordering::SeqCst)
+    }
+
     /// From now on no connection gets through, or any does again.
     pub fn refuse(&self, yes: bool) {
         self.shared.refuses.store(yes, Ordering::SeqCst);
@@ -99,6 +115,14 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, answers: bool) 
         let is_cut = answers && left > 0 && left <= read as u64;
         if answers && left > 0 {
             shared.cut_after.store(left.saturating_sub(read as u64), Ordering::SeqCst);
+        }
+        if answers {
+            shared.answered.fetch_add(read as u64, Ordering::SeqCst);
+            let left = shared.garble_after.load(Ordering::SeqCst);
+            shared.garble_after.store(left.saturating_sub(read as u64), Ordering::SeqCst);
+            if let Some(byte) = (left as usize).checked_sub(1).and_then(|at| buffer[..read].get_mut(at)) {
+                *byte ^= 0x80;
+            }
         }
         let send = if is_cut { left as usize - 1 } else { read };
         if read == 0 || to.write_all(&buffer[..send]).is_err() || is_cut {

@@ -32,7 +32,7 @@ pub struct Args {
     #[command(flatten)]
     selection: SelectionArgs,
     /// Leave bad input out and list it (exit 3), instead of refusing everything
-    #[arg(long)]
+    #[arg(long, visible_alias = "salvage")]
     skip_bad: bool,
     /// Read at most so many bytes of documents a second: 500kB, 20MB
     #[arg(long, value_name = "RATE")]

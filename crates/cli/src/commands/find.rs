@@ -60,7 +60,8 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
         return Ok(list(context, &name, &versions));
     }
     let (number, version) = chosen(&versions, at.as_ref(), args.version)?;
-    if version.deleted {
+    // Some engines keep something of a deleted document, which can be shown.
+    if version.deleted && (args.restore || version.body.is_empty()) {
         let error = Error::missing(format!("{name} was deleted at {}", time(version.time.millis)));
         return Err(error.hint(format!("choose an older version, such as --version {}", number + 1)).into());
     }

@@ -4,7 +4,7 @@ use super::written;
 use crate::args::WriteArgs;
 use crate::context::{Context, OrUsage, Outcome};
 use crate::ui::format::time;
-use model::RestoreOptions;
+use model::{IfExists, RestoreOptions};
 use rewound::choose::PointChoice;
 use rewound::exit::Exit;
 use rewound::registry::{self, Reach};
@@ -34,6 +34,10 @@ pub struct Args {
     /// The source, where the vault holds several
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// Rewind a database that clients replicate with (CouchDB): what documents were becomes new revisions
+    /// over what they are, what was not there is deleted
+    #[arg(long, conflicts_with = "if_exists")]
+    as_new_revisions: bool,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -47,7 +51,10 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
         context.ui.note(format!("--at means {}", at.in_full()));
     }
     let choice = PointChoice { source: args.source, point: args.point, at };
-    let options = args.write.options(false).or_usage()?;
+    let mut options = args.write.options(false).or_usage()?;
+    if args.as_new_revisions {
+        (options.as_new_revisions, options.if_exists) = (true, IfExists::Merge);
+    }
     let reach = args.write.reach(&context.reach);
     let way = Way {
         into: &into,
@@ -84,9 +91,9 @@ pub async fn restore(
 ) -> Outcome {
     let target = registry::target(way.into, way.reach).or_usage()?;
     let vault = context.vault(vault).await?;
-    let restore = Restore::prepare(&context.job, &vault, target, choice, options, way.memory).await?;
+    let mut restore = Restore::prepare(&context.job, &vault, target, choice, options, way.memory).await?;
     let (ui, point) = (&context.ui, restore.point.clone());
-    let moment = &restore.moment;
+    let moment = &restore.moment.clone();
     match moment.is_point {
         true => ui.line(format!("Point {} of {} ({})", point.id, time(point.millis), point.source)),
         false => ui.line(format!(
@@ -100,6 +107,7 @@ pub async fn restore(
     ui.json("point", &point);
     ui.json("state", moment);
     if way.dry_run {
+        restore.rehearse(&context.job).await?;
         ui.finish();
         written::show_plan(ui, &restore.plan, &restore.collections, &restore.not_in_backup);
         ui.json(

@@ -36,6 +36,10 @@ pub fn show(ui: &Ui, command: &str, target: &str, written: &Written, more: Value
         bytes(sum(|c| c.bytes)),
         duration(written.took)
     ));
+    for note in &written.notes {
+        ui.line(note);
+        ui.json("note", json!({ "message": note }));
+    }
     let mut exit = before;
     match &written.proof {
         Some(proof) => {

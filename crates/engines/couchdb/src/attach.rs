@@ -5,6 +5,7 @@ use crate::document::{self, About, Content};
 use crate::inline;
 use crate::leaf::{Attached, Leaf};
 use crate::members::{Members, quoted};
+use crate::revise;
 use crate::writer::{Bulk, Writer};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -25,12 +26,25 @@ const WHOLE_MAX: usize = 64 << 20;
 
 /// Where the content of an entry is.
 #[derive(Clone)]
-enum Source {
+pub(crate) enum Source {
     Here(Bytes),
     Stored(Arc<dyn AttachmentStore>, AttachmentRef),
 }
 
 impl Source {
+    /// Where the content of entry `i` of a batch is.
+    pub fn of(batch: &Batch, i: usize, store: &Arc<dyn AttachmentStore>) -> Result<Source> {
+        if batch.kind == Kind::Attachment {
+            return Ok(Source::Stored(store.clone(), batch.attachments[i].clone()));
+        }
+        #[derive(Deserialize)]
+        struct Data {
+            data: String,
+        }
+        let data: Data = serde_json::from_slice(batch.body_of(i)).map_err(no_entry)?;
+        Ok(Source::Here(inline::content(&data.data)?.into()))
+    }
+
     async fn open(&self) -> Result<AttachmentStream> {
         match self {
             Source::Here(bytes) => Ok(stream::iter([Ok(bytes.clone())]).boxed()),
@@ -39,7 +53,7 @@ impl Source {
     }
 
     /// A part of the content.
-    async fn part(&self, from: u64, bytes: u64) -> Result<AttachmentStream> {
+    pub async fn part(&self, from: u64, bytes: u64) -> Result<AttachmentStream> {
         let mut skip = from;
         let mut left = bytes;
         let cut = self.open().await?.filter_map(move |piece| {
@@ -57,10 +71,19 @@ impl Source {
     }
 }
 
+/// What the entry of a document's attachments says.
+pub(crate) fn about(entry: &[u8]) -> Result<About> {
+    serde_json::from_slice(entry).map_err(no_entry)
+}
+
+fn no_entry(e: serde_json::Error) -> Error {
+    Error::corrupt("the entry of a document's attachments is no JSON").caused_by(e)
+}
+
 /// One attachment with where its content is.
-struct Placed<'a> {
-    attached: Attached<'a>,
-    from: u64,
+pub(crate) struct Placed<'a> {
+    pub attached: Attached<'a>,
+    pub from: u64,
 }
 
 impl Writer {
@@ -68,19 +91,7 @@ impl Writer {
     pub async fn attached(&self, batch: &Batch, numbers: &[usize], store: &Arc<dyn AttachmentStore>) -> Result<u64> {
         let mut bytes = 0;
         for i in numbers.iter().copied() {
-            let bad = |e| Error::corrupt("the entry of a document's attachments is no JSON").caused_by(e);
-            let about: About = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
-            let source = match batch.kind {
-                Kind::Attachment => Source::Stored(store.clone(), batch.attachments[i].clone()),
-                _ => {
-                    #[derive(Deserialize)]
-                    struct Data {
-                        data: String,
-                    }
-                    let data: Data = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
-                    Source::Here(inline::content(&data.data)?.into())
-                }
-            };
+            let (about, source) = (about(batch.body_of(i))?, Source::of(batch, i, store)?);
             bytes += about.contents.iter().map(|c| c.bytes).sum::<u64>();
             for leaf in document::leaves(about.body.get().as_bytes())? {
                 if !leaf.attachments.is_empty() {
@@ -92,17 +103,52 @@ impl Writer {
         Ok(bytes)
     }
 
+    /// Writes a revision with its attachments as a new one on top of `parent`; gives whether somebody
+    /// else was faster.
+    pub async fn attached_anew(
+        &self,
+        leaf: &Leaf<'_>,
+        contents: &[Content],
+        source: &Source,
+        parent: Option<&str>,
+    ) -> Result<bool> {
+        let all = placed(leaf, contents)?;
+        if let Some(path) = document_path(&self.database, &leaf.id).filter(|_| self.multipart) {
+            let json = revise::successor(&leaf.text, parent, follows(&all))?;
+            return match self.multipart(&path, leaf, json, &all, source).await {
+                Err(e) if e.to_string().contains(" 409 ") => Ok(true),
+                other => other.map(|()| false),
+            };
+        }
+        let mut list = Vec::with_capacity(all.len());
+        for one in &all {
+            let data = STANDARD.encode(content(one, source).await?);
+            list.push((&*one.attached.name, format!("{{{},\"data\":\"{data}\"}}", one.attached.about)));
+        }
+        let mut bulk = Bulk::default();
+        bulk.push(&revise::successor(&leaf.text, parent, list.into_iter())?);
+        Ok(!self.bulk_new(bulk).await?.is_empty())
+    }
+
     async fn leaf(&self, leaf: &Leaf<'_>, all: Vec<Placed<'_>>, source: &Source) -> Result<()> {
         match document_path(&self.database, &leaf.id) {
-            Some(path) if self.multipart => self.multipart(&path, leaf, &all, source).await,
+            Some(path) if self.multipart => {
+                let json = with_attachments(&leaf.text, None, follows(&all))?;
+                self.multipart(&format!("{path}?new_edits=false"), leaf, json, &all, source).await
+            }
             _ => self.whole(leaf, &all, source).await,
         }
     }
 
     /// One request with the revision and all its content, as stored.
-    async fn multipart(&self, path: &str, leaf: &Leaf<'_>, all: &[Placed<'_>], source: &Source) -> Result<()> {
-        let about = |one: &Placed<'_>| format!("{{{},\"follows\":true}}", one.attached.about);
-        let json = with_attachments(&leaf.text, None, all.iter().map(|one| (&*one.attached.name, about(one))))?;
+    async fn multipart(
+        &self,
+        path: &str,
+        leaf: &Leaf<'_>,
+        json: Vec<u8>,
+        all: &[Placed<'_>],
+        source: &Source,
+    ) -> Result<()> {
         let boundary = boundary(&leaf.text);
         let mut heads: Vec<Bytes> = Vec::with_capacity(all.len());
         let mut before = format!("--{boundary}\r\nContent-Type: application/json\r\n\r\n").into_bytes();
@@ -121,7 +167,7 @@ impl Writer {
         let length = heads.iter().map(|h| h.len() as u64).sum::<u64>()
             + all.iter().map(|one| one.attached.stored).sum::<u64>()
             + end.len() as u64;
-        let request = Request::new(Method::PUT, format!("{path}?new_edits=false"));
+        let request = Request::new(Method::PUT, path);
         let client = &self.server.client;
         let sending = || async {
             let mut pieces: Vec<AttachmentStream> = Vec::with_capacity(2 * all.len() + 1);
@@ -180,7 +226,7 @@ impl Writer {
 }
 
 /// Where each attachment's content is, in the order of the content.
-fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> {
+pub(crate) fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> {
     let mut all = Vec::with_capacity(leaf.attachments.len());
     for attached in &leaf.attachments {
         let mut from = 0;
@@ -199,6 +245,11 @@ fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> 
     }
     all.sort_by_key(|one| one.from);
     Ok(all)
+}
+
+/// What a revision says of attachments whose content comes behind it.
+fn follows<'a>(all: &'a [Placed<'_>]) -> impl Iterator<Item = (&'a str, String)> {
+    all.iter().map(|one| (&*one.attached.name, format!("{{{},\"follows\":true}}", one.attached.about)))
 }
 
 /// The content of one attachment, opened when it is its turn.

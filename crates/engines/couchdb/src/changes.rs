@@ -247,7 +247,7 @@ impl Follower {
                 if !reader.selection.takes_key(&reader.database, row.id.as_bytes()) {
                     continue;
                 }
-                let read = reader.read_one(&fetched, i, false).await?;
+                let read = reader.read_one(&fetched, i, row, false).await?;
                 if matches!(read.attached, Attached::TooLarge) {
                     return Ok(Told::Lost(format!(
                         "the attachments of document {} in {} have changed, and are too large for the change log",

@@ -43,6 +43,12 @@ pub(crate) fn leaves(body: &[u8]) -> Result<Vec<Leaf<'_>>> {
     texts.into_iter().map(|text| Leaf::parse(text.get(), false)).collect()
 }
 
+/// Whether a document's body says that it is deleted: the revision that wins is.
+pub fn is_deletion(body: &[u8]) -> bool {
+    let winner = || leaves(body).ok()?.into_iter().min_by(Leaf::rank);
+    !body.is_empty() && winner().is_some_and(|leaf| leaf.deleted)
+}
+
 /// What an attachment entry says: the document that it belongs to, which contents follow one another,
 /// and the document's body again, so that the entry can be written by itself.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]

@@ -34,6 +34,15 @@ pub(crate) struct Attached<'a> {
     pub about: String,
 }
 
+impl Attached<'_> {
+    /// Its type, as the server has it.
+    pub fn content_type(&self) -> Option<String> {
+        let about = format!("{{{}}}", self.about);
+        let members: Members<'_> = serde_json::from_str(&about).ok()?;
+        members.text("content_type").map(|text| text.into_owned())
+    }
+}
+
 /// What servers and dumps add to say where the content is.
 const PLACES: &[&str] = &["stub", "follows", "data", "contentType", "stored"];
 

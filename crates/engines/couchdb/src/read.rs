@@ -121,7 +121,7 @@ impl Reader {
         // Whoever waits to be heard must not keep others from being read.
         drop(turn);
         for (i, row) in rows.iter().enumerate() {
-            let read = match self.read_one(&fetched, i, true).await {
+            let read = match self.read_one(&fetched, i, row, true).await {
                 Err(e) if self.selection.skip_bad && is_bad(&e) => {
                     let what = format!("{}/{}", self.database, row.id);
                     send(out, ScanItem::Skipped(Skipped { what, why: e.to_string() })).await?;
@@ -152,8 +152,15 @@ impl Reader {
     }
 
     /// One document of those fetched; large content is put into the store if that is wanted.
-    pub async fn read_one(&self, fetched: &Fetched, i: usize, stores: bool) -> Result<Read> {
+    pub async fn read_one(&self, fetched: &Fetched, i: usize, row: &Row, stores: bool) -> Result<Read> {
         let mut leaves = fetched.leaves(i, self.selection.no_attachments)?;
+        if let Some(other) = leaves.iter().find(|leaf| leaf.id != row.id) {
+            return Err(Error::corrupt(format!(
+                "the server was asked for document {}, and gave one that says it is {}",
+                row.id, other.id
+            ))
+            .hint("run the command again; if it stays so, look for a proxy between here and the server"));
+        }
         let mut body = Vec::new();
         let Some(contents) = fetch::body_of(&mut leaves, &mut body)? else {
             return Ok(Read { body: None, attached: Attached::None });

@@ -1,14 +1,18 @@
 //! CouchDB as a sink: what a restore is going to do.
 
 use crate::extras;
+use crate::members::Members;
+use crate::revise;
+use crate::rewind::{self, Rewind};
 use crate::server::{ASKING, Server};
 use crate::session::{Goal, Session, Told};
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
-    AttachmentStore, Batch, Description, Encoding, Error, IfExists, Loss, PlannedCollection, RestoreOptions,
-    RestorePlan, Result, Sink, SinkSession,
+    AttachmentStore, Batch, Description, Encoding, Error, IfExists, Kind, Loss, PlannedCollection, Rehearsal,
+    RestoreOptions, RestorePlan, Result, Selection, Sink, SinkSession,
 };
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -22,8 +26,16 @@ pub struct CouchSink {
     concurrency: usize,
     checkpoints: bool,
     /// What the last `prepare` was told; a plan has no room for it.
-    prepared: Mutex<Option<IfExists>>,
+    prepared: Mutex<Option<Prepared>>,
     told: Mutex<Arc<Told>>,
+}
+
+/// What `begin` must know beyond the plan.
+#[derive(Debug, Clone)]
+struct Prepared {
+    if_exists: IfExists,
+    /// What is rewound with new revisions, if that is what is done.
+    rewinds: Option<Selection>,
 }
 
 impl CouchSink {
@@ -96,12 +108,37 @@ impl Sink for CouchSink {
             return Err(Error::input(format!("the target has already: {}", there.join(", ")))
                 .hint("restore under another name with --rename, or pass --if-exists replace or merge"));
         }
-        *self.prepared.lock().unwrap_or_else(|e| e.into_inner()) = Some(options.if_exists);
-        Ok(RestorePlan {
-            phases: self.phases(&there, names.len(), options.if_exists, welcome.is_couchdb),
-            collections,
-            losses,
-        })
+        let rewinds = options.as_new_revisions.then(|| options.selection.clone());
+        if let (Some(_), Some(missing)) = (&rewinds, names.iter().find(|name| !there.contains(&name.as_str()))) {
+            return Err(Error::missing(format!("the target has no database {missing} that could be rewound"))
+                .hint("restore it without --as-new-revisions"));
+        }
+        let phases = match &rewinds {
+            Some(_) => rewinding(names.len(), welcome.is_couchdb),
+            None => self.phases(&there, names.len(), options.if_exists, welcome.is_couchdb),
+        };
+        *self.prepared.lock().unwrap_or_else(|e| e.into_inner()) =
+            Some(Prepared { if_exists: options.if_exists, rewinds });
+        Ok(RestorePlan { phases, collections, losses })
+    }
+
+    fn writes_new_revisions(&self) -> bool {
+        true
+    }
+
+    async fn rehearse(&self, plan: &RestorePlan) -> Result<Option<Box<dyn Rehearsal>>> {
+        if let Some(selection) = self.prepared().and_then(|p| p.rewinds) {
+            let goals = rewind_goals(plan.collections.clone(), &selection);
+            return Ok(Some(Box::new(Rewind::new(&self.server, goals, None).await?)));
+        }
+        Ok((!self.checkpoints).then(|| Box::new(Checkpoints::default()) as Box<dyn Rehearsal>))
+    }
+
+    fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
+        match self.rewinds() {
+            true => revise::provable(batch).map(Cow::Owned),
+            false => Some(Cow::Borrowed(batch)),
+        }
     }
 
     fn takes(&self, encoding: Encoding) -> bool {
@@ -111,12 +148,20 @@ impl Sink for CouchSink {
     fn leaves_out(&self, batch: &Batch) -> bool {
         let told = self.told.lock().unwrap_or_else(|e| e.into_inner());
         let own = told.finished.load(Ordering::Relaxed) && !told.settings.load(Ordering::Relaxed);
-        (batch.kind == extras::checkpoints() && !self.checkpoints) || (batch.kind == extras::settings() && own)
+        let beside = [extras::settings(), extras::checkpoints(), Kind::Local].contains(&batch.kind);
+        (batch.kind == extras::checkpoints() && !self.checkpoints)
+            || (batch.kind == extras::settings() && own)
+            || (beside && self.rewinds())
     }
 
     async fn begin(&self, plan: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
-        let if_exists = *self.prepared.lock().unwrap_or_else(|e| e.into_inner());
-        let if_exists = if_exists.ok_or_else(|| Error::bug("a restore into CouchDB began before it was prepared"))?;
+        let prepared = self.prepared();
+        let prepared = prepared.ok_or_else(|| Error::bug("a restore into CouchDB began before it was prepared"))?;
+        let if_exists = prepared.if_exists;
+        if let Some(selection) = prepared.rewinds {
+            let goals = rewind_goals(plan.collections, &selection);
+            return Ok(Box::new(Rewind::new(&self.server, goals, Some(store)).await?));
+        }
         let mut goals = Vec::new();
         for planned in plan.collections {
             // Time has passed since the plan.
@@ -134,6 +179,14 @@ impl Sink for CouchSink {
 }
 
 impl CouchSink {
+    fn prepared(&self) -> Option<Prepared> {
+        self.prepared.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn rewinds(&self) -> bool {
+        self.prepared.lock().unwrap_or_else(|e| e.into_inner()).as_ref().is_some_and(|p| p.rewinds.is_some())
+    }
+
     fn phases(&self, there: &[&str], count: usize, if_exists: IfExists, is_couchdb: bool) -> Vec<String> {
         let databases = if count == 1 { "1 database".to_owned() } else { format!("{count} databases") };
         let mut phases = Vec::new();
@@ -154,6 +207,56 @@ impl CouchSink {
             });
         }
         phases
+    }
+}
+
+fn rewind_goals(collections: Vec<PlannedCollection>, selection: &Selection) -> Vec<rewind::Goal> {
+    let whole = |planned: &PlannedCollection| selection.takes_all_of(&planned.info.name);
+    collections.into_iter().map(|planned| rewind::Goal { whole: whole(&planned), planned }).collect()
+}
+
+/// The steps of a restore as new revisions.
+fn rewinding(count: usize, is_couchdb: bool) -> Vec<String> {
+    let databases = if count == 1 { "1 database".to_owned() } else { format!("{count} databases") };
+    let mut phases = Vec::new();
+    if !is_couchdb {
+        phases.push("the server is no CouchDB itself: it may round large numbers, and the proof will tell".into());
+    }
+    phases.push(format!(
+        "in {databases}, write what documents were as new revisions over what they are, where that differs; design documents last"
+    ));
+    phases.push(
+        "delete documents that were not there then, with all their conflicts, by new revisions (not with NS/KEY)"
+            .into(),
+    );
+    phases.push("of conflicts only what won then is written; conflicts that are there now and lose stay".into());
+    phases.push("leave _security, settings and _local documents as they are".into());
+    phases
+}
+
+/// Names the checkpoints that are left out.
+#[derive(Debug, Default)]
+struct Checkpoints(Mutex<Vec<String>>);
+
+#[async_trait]
+impl Rehearsal for Checkpoints {
+    fn looks_at(&self, space: &str) -> bool {
+        extras::checkpoints().space() == space
+    }
+
+    async fn see(&self, batch: &Batch) -> Result<()> {
+        for i in (0..batch.len()).filter(|_| batch.kind == extras::checkpoints()) {
+            for text in extras::listed(batch.body_of(i))? {
+                let id = serde_json::from_str::<Members<'_>>(text.get()).ok().and_then(|m| m.text("_id"));
+                let line = format!("left out: the checkpoint {} (see --with-checkpoints)", id.unwrap_or_default());
+                self.0.lock().unwrap_or_else(|e| e.into_inner()).push(line);
+            }
+        }
+        Ok(())
+    }
+
+    async fn lines(self: Box<Self>) -> Result<Vec<String>> {
+        Ok(self.0.into_inner().unwrap_or_else(|e| e.into_inner()))
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 /// Bytes of documents in one request.
-const TOGETHER: usize = 1 << 20;
+pub(crate) const TOGETHER: usize = 1 << 20;
 
 /// Writes into one database.
 #[derive(Debug)]
@@ -111,14 +111,29 @@ impl Writer {
 
     /// Sends documents, and reads what the server says of each.
     pub async fn bulk(&self, body: Option<Bytes>) -> Result<()> {
-        let Some(body) = body else { return Ok(()) };
-        let request = Request::post(format!("{}/_bulk_docs", segment(&self.database)), body);
-        let rows =
-            self.server.client.json(&request, ANSWER_MAX, |bytes| serde_json::from_slice::<Vec<Row>>(bytes)).await?;
-        match rows.into_iter().find(|row| row.error.is_some()) {
+        match self.rows(body).await?.into_iter().find(|row| row.error.is_some()) {
             Some(row) => Err(self.refused(&row)),
             None => Ok(()),
         }
+    }
+
+    /// Sends documents as new revisions; gives the ids of those that somebody else has changed meanwhile.
+    pub async fn bulk_new(&self, mut bulk: Bulk) -> Result<HashSet<String>> {
+        let mut overtaken = HashSet::new();
+        for row in self.rows(bulk.take(true)).await? {
+            match (&row.id, row.error.as_deref()) {
+                (_, None) => {}
+                (Some(id), Some("conflict")) => drop(overtaken.insert(id.clone())),
+                _ => return Err(self.refused(&row)),
+            }
+        }
+        Ok(overtaken)
+    }
+
+    async fn rows(&self, body: Option<Bytes>) -> Result<Vec<Row>> {
+        let Some(body) = body else { return Ok(Vec::new()) };
+        let request = Request::post(format!("{}/_bulk_docs", segment(&self.database)), body);
+        self.server.client.json(&request, ANSWER_MAX, |bytes| serde_json::from_slice(bytes)).await
     }
 
     fn refused(&self, row: &Row) -> Error {
@@ -216,7 +231,8 @@ pub(crate) fn is_design(key: &[u8]) -> bool {
     key.starts_with(b"_design/")
 }
 
-fn hash(key: &[u8]) -> u64 {
+/// 64 bits that stand for a key.
+pub(crate) fn hash(key: &[u8]) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&blake3::hash(key).as_bytes()[..8]);
     u64::from_le_bytes(first)
@@ -242,6 +258,11 @@ impl Bulk {
             self.body.push(b',');
         }
         self.body.extend_from_slice(text);
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> usize {
+        self.body.len()
     }
 
     /// The request's body; none if there is no document. With `new`, the server makes the revisions.

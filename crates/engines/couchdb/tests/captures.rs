@@ -5,7 +5,7 @@ mod common;
 
 use common::{everything, server};
 use couch::{CouchSink, CouchSource};
-use model::{ErrorKind, Kind, Plan, Position, RestoreOptions, Selection, Source, SourceState};
+use model::{ErrorKind, Kind, Plan, Position, RestoreOptions, ScanItem, Selection, Sink, Source, SourceState};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -155,6 +155,90 @@ async fn a_wrong_byte_in_an_attachment_is_noticed() {
 }
 
 #[tokio::test]
+async fn another_document_than_that_asked_for_is_noticed() {
+    let mut captured = captured();
+    let key = captured.revisions.keys().find(|(id, _)| id == "a+b").unwrap().clone();
+    let text = captured.revisions[&key].replace(r#""_id":"a+b""#, r#""_id":"a+c""#);
+    captured.revisions.insert(key, text);
+    let web = Web::start(move |asked| captured.answer(asked));
+    let store = Arc::new(MemoryAttachments::default());
+    let failed = testkit::source::read_everything(&source(&web), &Selection::default(), store).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Corrupt);
+    assert!(failed.to_string().contains("asked for document a+b, and gave one that says it is a+c"), "{failed}");
+}
+
+/// Documents of the database with what replications left in it.
+fn with_checkpoints() -> Captured {
+    let mut captured = captured();
+    let checkpoint = r#"{"id":"_local/cp","doc":{"_id":"_local/cp","_rev":"0-3","session_id":"s","source_last_seq":7,"history":[]}}"#;
+    let local = String::from_utf8(captured.local).unwrap();
+    captured.local = local.replacen("\"rows\":[", &format!("\"rows\":[{checkpoint},"), 1).into_bytes();
+    captured
+}
+
+#[tokio::test]
+async fn checkpoints_are_named_and_left_out_unless_they_are_wanted() {
+    let captured = with_checkpoints();
+    let from = Web::start(move |asked| captured.answer(asked));
+    for wanted in [false, true] {
+        let taker = Arc::new(Taker::default());
+        let answering = taker.clone();
+        let into = Web::start(move |asked| answering.answer(asked));
+        let sink = CouchSink::new(server(&format!("couchdb+http://{}/back", into.host))).with_checkpoints(wanted);
+        let here = source(&from);
+        let plan = sink.prepare(&here.describe().await.unwrap(), &RestoreOptions::default()).await.unwrap();
+        assert_eq!(plan.phases.iter().any(|p| p.contains("leave out checkpoints")), !wanted);
+        let rehearsal = sink.rehearse(&plan).await.unwrap();
+        assert_eq!(rehearsal.is_some(), !wanted);
+        if let Some(rehearsal) = rehearsal {
+            for part in testkit::source::parts_of(&here, &Selection::default()).await.unwrap().0 {
+                let mut items = here.read(&part, Arc::new(MemoryAttachments::default())).await.unwrap();
+                while let Some(item) = futures::StreamExt::next(&mut items).await {
+                    match item.unwrap() {
+                        ScanItem::Batch(batch) if rehearsal.looks_at(batch.kind.space()) => {
+                            rehearsal.see(&batch).await.unwrap()
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            assert_eq!(
+                rehearsal.lines().await.unwrap(),
+                ["left out: the checkpoint _local/cp (see --with-checkpoints)"]
+            );
+        }
+        common::restore(&here, &sink, &RestoreOptions::default()).await.unwrap();
+        let written = taker.local.lock().unwrap().iter().filter(|id| *id == "_local/cp").count();
+        assert_eq!((written, taker.local.lock().unwrap().len()), (usize::from(wanted), 5 + usize::from(wanted)));
+    }
+}
+
+#[tokio::test]
+async fn packed_attachments_are_unpacked_for_people() {
+    let captured = captured();
+    let web = Web::start(move |asked| captured.answer(asked));
+    let here = source(&web);
+    let (from, to) = (Arc::new(MemoryAttachments::default()), MemoryAttachments::default());
+    let part = testkit::source::parts_of(&here, &Selection::default()).await.unwrap().0.remove(0);
+    let mut items = here.read(&part, from.clone()).await.unwrap();
+    let store: Arc<dyn model::AttachmentStore> = from;
+    let mut found = BTreeMap::new();
+    while let Some(item) = futures::StreamExt::next(&mut items).await {
+        let ScanItem::Batch(batch) = item.unwrap() else { continue };
+        for made in couch::plain::entries(&batch, &store, &to, false).await.unwrap() {
+            for (i, content) in made.batch.attachments.iter().enumerate() {
+                let key = String::from_utf8(made.batch.key_of(i).to_vec()).unwrap();
+                found.insert(key, (String::from_utf8(made.batch.body_of(i).to_vec()).unwrap(), to.content(content)));
+            }
+        }
+    }
+    let (said, content) = found.iter().find(|(key, _)| key.starts_with("att/slash+id/")).unwrap().1;
+    assert!(said.contains(r#""document":"att/slash+id""#) && said.contains(r#""length":3"#), "{said}");
+    assert_eq!(content.len(), 3);
+    assert!(found.values().any(|(_, content)| content.len() == 300_000), "{:?}", found.keys());
+}
+
+#[tokio::test]
 async fn another_database_of_the_same_name_and_purges_are_noticed() {
     let captured = Arc::new(Mutex::new(captured()));
     let answering = captured.clone();
@@ -239,6 +323,8 @@ struct Taker {
     attached: Mutex<BTreeMap<String, usize>>,
     documents: AtomicUsize,
     order: Mutex<Vec<String>>,
+    /// Ids of `_local` documents.
+    local: Mutex<Vec<String>>,
 }
 
 impl Taker {
@@ -260,9 +346,15 @@ impl Taker {
             ("POST", Some("_bulk_docs")) => {
                 #[derive(serde::Deserialize)]
                 struct Bulk {
-                    docs: Vec<serde::de::IgnoredAny>,
+                    docs: Vec<One>,
+                }
+                #[derive(serde::Deserialize)]
+                struct One {
+                    _id: String,
                 }
                 let body: Bulk = serde_json::from_slice(&asked.body).unwrap();
+                let local = body.docs.iter().map(|one| one._id.clone()).filter(|id| id.starts_with("_local/"));
+                self.local.lock().unwrap().extend(local);
                 self.documents.fetch_add(body.docs.len(), Ordering::Relaxed);
                 Answer { status: 201, ..Answer::json("[]\n") }
             }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{entries, fill, restore, sink, source};
 use couch::dump::{DumpSink, DumpSource, Form};
-use model::{ErrorKind, Kind, RestoreOptions, Selection, Source};
+use model::{ErrorKind, Kind, RestoreOptions, Selection, Sink, Source};
 use std::fs;
 use std::sync::Arc;
 use testkit::pouchdb::CouchServer;
@@ -101,4 +101,33 @@ async fn damage_is_refused_with_its_place_or_left_out() {
     fs::write(&path, &packed[..packed.len() - 6]).unwrap();
     let error = read(Form::CouchdbDump).plan(&Selection::default(), None).await.unwrap_err();
     assert!(error.to_string().contains("cut off or damaged"), "{error}");
+}
+
+#[tokio::test]
+async fn a_shallow_backup_has_what_wins() {
+    let couch = CouchServer::shared();
+    let from = couch.database();
+    fill(&couch, &from);
+    let here = source(&couch, &from);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop.txt");
+    let sink_of = || DumpSink::new(&path, Form::Couchbackup).shallow(true);
+    let plan = sink_of().prepare(&here.describe().await.unwrap(), &RestoreOptions::default()).await.unwrap();
+    assert!(plan.losses.iter().any(|loss| loss.what.contains("conflicts")));
+    restore(&here, &sink_of(), &RestoreOptions::default()).await.unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.lines().next().unwrap().contains(r#""mode":"shallow""#));
+    assert!(!text.contains("_revisions") && !text.contains("_deleted"));
+    let lines = text.lines().skip(1).flat_map(|line| serde_json::from_str::<Vec<serde_json::Value>>(line).unwrap());
+    let written: std::collections::BTreeMap<String, serde_json::Value> =
+        lines.map(|doc| (doc["_id"].as_str().unwrap().to_owned(), doc)).collect();
+    let all = couch.done("GET", &format!("/{from}/_all_docs"), "");
+    assert_eq!(written.len(), all["rows"].as_array().unwrap().len());
+    assert_eq!((&written["conflict"]["_rev"], &written["conflict"]["v"]), (&"2-b2".into(), &"b".into()));
+    assert_eq!(written["files"]["_attachments"]["b.txt"]["data"], "aGVsbG8gaGVsbG8=");
+    // As couchrestore sends it.
+    let docs: Vec<_> = written.into_values().filter(|doc| doc["_id"] != "_design/refuses").collect();
+    let by_hand = couch.database();
+    let body = serde_json::json!({ "new_edits": false, "docs": docs }).to_string();
+    assert_eq!(couch.done("POST", &format!("/{by_hand}/_bulk_docs"), &body), serde_json::json!([]));
 }

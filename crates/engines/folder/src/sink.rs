@@ -61,6 +61,10 @@ impl Sink for FolderSink {
         encoding == Encoding::Json
     }
 
+    fn is_for_people(&self) -> bool {
+        true
+    }
+
     async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
         let prepared = self.prepared.lock().unwrap_or_else(|e| e.into_inner()).clone();
         let prepared = prepared.ok_or_else(|| Error::bug("a restore into a folder began before it was prepared"))?;

@@ -20,6 +20,13 @@ enum Todo {
     ReadAnew(Vec<u8>, Vec<u8>),
 }
 
+/// The attachments that a document still has.
+#[derive(serde::Deserialize)]
+struct Left {
+    document: String,
+    keep: Vec<String>,
+}
+
 impl Worker<'_> {
     /// Applies what came between two commits.
     pub(super) async fn apply(&mut self, items: Vec<ChangeItem>) -> Result<()> {
@@ -110,14 +117,23 @@ impl Worker<'_> {
         let touched = match &batch.kind {
             Kind::Attachment => {
                 let (what, content) = ((batch.key_of(i), batch.body_of(i)), &batch.attachments[i]);
-                self.mirror.attach(&info.id, what, content, &*self.spool, change.times[i].order).await?
+                let time = change.times[i].order;
+                self.mirror.attach(&info.id, what, content, &*self.spool, time).await?.into_iter().collect()
+            }
+            // Some tell what is left of a document's attachments.
+            _ if !batch.body_of(i).is_empty() => {
+                let left: Left = serde_json::from_slice(batch.body_of(i))
+                    .map_err(|e| Error::bug("what is left of attachments is no JSON").caused_by(e))?;
+                let id = info.id.clone();
+                let work = move |mirror: &Mirror| mirror.detach_others(&id, left.document.as_bytes(), &left.keep);
+                self.on_disk(work).await?
             }
             _ => {
                 let (id, key) = (info.id.clone(), batch.key_of(i).to_vec());
-                self.on_disk(move |mirror| mirror.detach(&id, &key)).await?
+                self.on_disk(move |mirror| mirror.detach(&id, &key)).await?.into_iter().collect()
             }
         };
-        self.touched(&info.name, touched.into_iter().collect());
+        self.touched(&info.name, touched);
         Ok(())
     }
 }

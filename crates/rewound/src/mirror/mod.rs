@@ -132,8 +132,10 @@ pub async fn mirror(
     listener: Listener,
 ) -> Result<MirrorReport> {
     job.phase(Doing::Checking, None, None);
-    let source = job.stop.or(translate::as_origin(source, &folder::FolderSink::new(folder))).await?;
+    let source = job.stop.or(translate::for_target(source, &folder::FolderSink::new(folder))).await?;
     let description = job.stop.or(source.describe()).await?;
+    let losses = translate::losses(&description.engine, &folder::FolderSink::new(folder));
+    losses.into_iter().for_each(|loss| job.note(format!("not in the folder: {}: {}", loss.what, loss.why)));
     let path = folder.to_owned();
     let mirror = blocking(move || Mirror::open(&path)).await?;
     let memory = remembered(&mirror, &description, &options.selection)?;

@@ -159,6 +159,15 @@ impl State {
     /// The documents of a collection, attachments last. Those of an ordered collection come in
     /// order. No tombstones come, and no document twice.
     pub fn read(&self, collection: &CatalogEntry) -> BoxStream<'static, Result<Batch>> {
+        self.read_spaces(collection, |_| true)
+    }
+
+    /// As [`State::read`], only of these kind spaces ([`model::Kind::space`]); others cost nothing.
+    pub fn read_spaces(
+        &self,
+        collection: &CatalogEntry,
+        wanted: impl Fn(&str) -> bool,
+    ) -> BoxStream<'static, Result<Batch>> {
         let id = &collection.info.id;
         let from = self.layers.iter().rposition(|l| l.reference.whole.contains(id)).unwrap_or(0);
         let mut spaces: BTreeSet<(bool, String)> = BTreeSet::new();
@@ -169,7 +178,9 @@ impl State {
         }
         spaces.extend(self.log_frames(id).map(|f| (f.space == "attachment", f.space.clone())));
         let name = collection.info.name.clone();
-        let reading = spaces.into_iter().filter(|(attachments, _)| !(*attachments && self.selection.no_attachments));
+        let reading = spaces
+            .into_iter()
+            .filter(|(attachments, space)| wanted(space) && !(*attachments && self.selection.no_attachments));
         let streams: Vec<_> = reading
             .map(|(_, space)| {
                 let state = self.clone();

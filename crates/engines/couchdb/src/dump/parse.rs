@@ -52,7 +52,7 @@ pub enum Found<'a> {
 
 /// Goes through a dump from its start to its end, whatever is in it; `give` says no to end it.
 pub fn walk(form: Form, input: impl Read, mut give: impl FnMut(Found<'_>) -> bool) -> io::Result<()> {
-    let mut lines = Lines { input: BufReader::with_capacity(256 << 10, input), line: Vec::new(), number: 0 };
+    let mut lines = Lines { input: BufReader::with_capacity(256 << 10, input), line: String::new(), number: 0 };
     match form {
         Form::CouchdbDump => couchdb_dump(&mut lines, &mut give),
         Form::Couchbackup => couchbackup(&mut lines, &mut give),
@@ -61,20 +61,51 @@ pub fn walk(form: Form, input: impl Read, mut give: impl FnMut(Found<'_>) -> boo
 
 struct Lines<R> {
     input: BufReader<R>,
-    line: Vec<u8>,
+    line: String,
     number: u64,
 }
 
+/// What comes next in a dump.
+#[derive(PartialEq, Eq)]
+enum Next {
+    /// A line, which [`Lines::text`] gives.
+    Line,
+    /// Nothing more.
+    End,
+    /// Nobody wants more.
+    Enough,
+}
+
 impl<R: Read> Lines<R> {
-    /// The next line without its end; `Err` inside if it is too long or no text.
-    fn next(&mut self) -> io::Result<Option<Result<&str, Flaw>>> {
-        self.line.clear();
-        let read = self.input.by_ref().take(LINE_MAX as u64 + 1).read_until(b'\n', &mut self.line)?;
+    /// Goes to the next line that is text; what is not is given as bad.
+    fn next(&mut self, give: &mut dyn FnMut(Found<'_>) -> bool) -> io::Result<Next> {
+        loop {
+            match self.read()? {
+                None => return Ok(Next::End),
+                Some(Ok(())) => return Ok(Next::Line),
+                Some(Err(why)) => {
+                    if !give(self.flaw(why)) {
+                        return Ok(Next::Enough);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The line without its end.
+    fn text(&self) -> &str {
+        self.line.trim()
+    }
+
+    /// Reads a line; gives what is wrong if it is too long or no text.
+    fn read(&mut self) -> io::Result<Option<Result<(), String>>> {
+        let mut line = std::mem::take(&mut self.line).into_bytes();
+        line.clear();
+        let read = self.input.by_ref().take(LINE_MAX as u64 + 1).read_until(b'\n', &mut line)?;
         if read == 0 {
             return Ok(None);
         }
         self.number += 1;
-        let line = self.number;
         if read > LINE_MAX {
             // The rest of it says nothing.
             loop {
@@ -88,11 +119,14 @@ impl<R: Read> Lines<R> {
                     break;
                 }
             }
-            return Ok(Some(Err(Flaw { line, id: None, why: format!("the line has more than {LINE_MAX} bytes") })));
+            return Ok(Some(Err(format!("the line has more than {LINE_MAX} bytes"))));
         }
-        Ok(Some(match std::str::from_utf8(&self.line) {
-            Ok(text) => Ok(text.trim()),
-            Err(_) => Err(Flaw { line, id: None, why: "the line is no UTF-8".into() }),
+        Ok(Some(match String::from_utf8(line) {
+            Ok(text) => {
+                self.line = text;
+                Ok(())
+            }
+            Err(_) => Err("the line is no UTF-8".into()),
         }))
     }
 
@@ -102,10 +136,8 @@ impl<R: Read> Lines<R> {
 }
 
 fn couchdb_dump<R: Read>(lines: &mut Lines<R>, give: &mut dyn FnMut(Found<'_>) -> bool) -> io::Result<()> {
-    let begins = match lines.next()? {
-        Some(Ok(text)) => text.chars().filter(|c| !c.is_whitespace()).eq(DUMP_BEGIN.chars()),
-        _ => false,
-    };
+    let begins = matches!(lines.read()?, Some(Ok(())))
+        && lines.text().chars().filter(|c| !c.is_whitespace()).eq(DUMP_BEGIN.chars());
     if !begins {
         lines.number = lines.number.max(1);
         give(lines.flaw(format!("a dump of couchdb-dump begins with {DUMP_BEGIN}")));
@@ -114,15 +146,12 @@ fn couchdb_dump<R: Read>(lines: &mut Lines<R>, give: &mut dyn FnMut(Found<'_>) -
     let mut ended = false;
     let mut before = Before::default();
     loop {
-        let number = lines.number + 1;
-        let text = match lines.next()? {
-            None => break,
-            Some(Err(flaw)) => match give(Found::Flaw(flaw)) {
-                true => continue,
-                false => return Ok(()),
-            },
-            Some(Ok(text)) => text,
-        };
+        match lines.next(give)? {
+            Next::Line => {}
+            Next::End => break,
+            Next::Enough => return Ok(()),
+        }
+        let (number, text) = (lines.number, lines.text());
         if text.is_empty() {
             continue;
         }
@@ -154,15 +183,12 @@ fn couchdb_dump<R: Read>(lines: &mut Lines<R>, give: &mut dyn FnMut(Found<'_>) -
 fn couchbackup<R: Read>(lines: &mut Lines<R>, give: &mut dyn FnMut(Found<'_>) -> bool) -> io::Result<()> {
     let mut any = false;
     loop {
-        let number = lines.number + 1;
-        let text = match lines.next()? {
-            None => break,
-            Some(Err(flaw)) => match give(Found::Flaw(flaw)) {
-                true => continue,
-                false => return Ok(()),
-            },
-            Some(Ok(text)) => text,
-        };
+        match lines.next(give)? {
+            Next::Line => {}
+            Next::End => break,
+            Next::Enough => return Ok(()),
+        }
+        let (number, text) = (lines.number, lines.text());
         // What stands before the marker was cut off, and comes again.
         if text.is_empty() || text.ends_with(RESUME) {
             continue;

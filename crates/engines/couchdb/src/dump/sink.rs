@@ -7,6 +7,7 @@ use crate::dump::source::name;
 use crate::extras;
 use crate::inline;
 use crate::leaf::Leaf;
+use crate::revise;
 use crate::session::fingerprint;
 use async_trait::async_trait;
 use flate2::Compression;
@@ -16,6 +17,7 @@ use model::{
     PlannedCollection, RestoreOptions, RestorePlan, RestoreReport, Result, Sink, SinkSession, collect_attachment,
 };
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -33,12 +35,20 @@ const LINE: usize = 1 << 20;
 pub struct DumpSink {
     path: PathBuf,
     form: Form,
+    shallow: bool,
 }
 
 impl DumpSink {
     /// The file at this path; it must not exist.
     pub fn new(path: impl Into<PathBuf>, form: Form) -> DumpSink {
-        DumpSink { path: path.into(), form }
+        DumpSink { path: path.into(), form, shallow: false }
+    }
+
+    /// Whether only what wins is written, without histories and deletions: the mode `shallow` of
+    /// couchbackup.
+    pub fn shallow(mut self, yes: bool) -> DumpSink {
+        self.shallow = yes;
+        self
     }
 }
 
@@ -65,13 +75,22 @@ impl Sink for DumpSink {
             return Err(Error::unsupported("a dump without attachments could not be restored where there are some")
                 .hint("leave out --no-attachments"));
         }
-        let losses = vec![Loss {
+        let mut losses = vec![Loss {
             what: "_security, settings and _local documents".into(),
             why: "dumps have no place for them".into(),
         }];
         let collections = vec![PlannedCollection { info: info.clone(), target: name(&self.path) }];
-        let phases =
-            vec![format!("write all leaf revisions of {} with their histories to {}", info.name, self.path.display())];
+        let path = self.path.display();
+        let phases = match self.shallow {
+            true => vec![format!("write what wins of each document of {} to {path}", info.name)],
+            false => vec![format!("write all leaf revisions of {} with their histories to {path}", info.name)],
+        };
+        if self.shallow {
+            losses.push(Loss {
+                what: "conflicts, deletions and histories".into(),
+                why: "a shallow backup has only what wins".into(),
+            });
+        }
         Ok(RestorePlan { phases, collections, losses })
     }
 
@@ -81,6 +100,13 @@ impl Sink for DumpSink {
 
     fn leaves_out(&self, batch: &Batch) -> bool {
         batch.kind == Kind::Local || batch.kind == extras::settings() || batch.kind == extras::checkpoints()
+    }
+
+    fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
+        match self.shallow {
+            true => revise::provable(batch).map(Cow::Owned),
+            false => Some(Cow::Borrowed(batch)),
+        }
     }
 
     async fn begin(&self, plan: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
@@ -96,6 +122,7 @@ impl Sink for DumpSink {
             out,
             path: partial.clone(),
             form: self.form,
+            shallow: self.shallow,
             any: false,
             line: Vec::new(),
             report: RestoreReport::default(),
@@ -116,6 +143,7 @@ struct Writing {
     out: Out,
     path: PathBuf,
     form: Form,
+    shallow: bool,
     any: bool,
     /// Documents of the line that is being made.
     line: Vec<u8>,
@@ -136,19 +164,25 @@ impl Writing {
     fn begin(&mut self) -> Result<()> {
         match self.form {
             Form::CouchdbDump => self.put(format!("{DUMP_BEGIN}\n").as_bytes()),
-            Form::Couchbackup => self.put(
-                format!(
-                    "{{\"name\":\"{BACKUP_NAME}\",\"version\":\"2.11.12\",\"mode\":\"full\",\"attachments\":true}}\n"
-                )
-                .as_bytes(),
-            ),
+            Form::Couchbackup => {
+                let mode = if self.shallow { "shallow" } else { "full" };
+                let head = format!(
+                    "{{\"name\":\"{BACKUP_NAME}\",\"version\":\"2.11.12\",\"mode\":\"{mode}\",\"attachments\":true}}\n"
+                );
+                self.put(head.as_bytes())
+            }
         }
     }
 
     /// Writes the leaves of one document: they stand together.
     fn document(&mut self, leaves: &[Leaf<'_>], contents: &Contents) -> Result<()> {
-        for leaf in leaves {
-            let text = convert::to_dump(leaf, contents)?;
+        let meant = |leaf: &&Leaf<'_>| !self.shallow || (leaf.rev == leaves[0].rev && !leaf.deleted);
+        let meant: Vec<&Leaf<'_>> = leaves.iter().filter(meant).collect();
+        for leaf in meant {
+            let mut text = convert::to_dump(leaf, contents)?;
+            if self.shallow {
+                text = revise::without_history(&text)?;
+            }
             if self.form == Form::CouchdbDump {
                 let between: &[u8] = if self.any { b",\n" } else { b"" };
                 self.put(between)?;

@@ -74,7 +74,7 @@ pub fn fill(couch: &CouchServer, database: &str) {
     for i in 0..300 {
         all.push(leaf(&format!("doc{i:04}"), &["x1"], &format!(r#""i":{i},"fill":"{}""#, "y".repeat(i % 50))));
     }
-    let history: Vec<String> = (0..900).map(|i| format!("h{i}")).collect();
+    let history: Vec<String> = (0..1000).map(|i| format!("h{i}")).collect();
     all.push(leaf("old", &history.iter().map(|h| &**h).collect::<Vec<_>>(), r#""old":true"#));
     // The one that refuses others comes last.
     let refuses = all.remove(5);

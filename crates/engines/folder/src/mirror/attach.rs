@@ -82,6 +82,38 @@ impl Mirror {
         }
         Ok(None)
     }
+
+    /// Deletes all attachments of a document but those of these names.
+    pub fn detach_others(&self, id: &CollectionId, document: &[u8], keep: &[String]) -> Result<Vec<Touched>> {
+        let mut inner = self.locked();
+        let inner = &mut *inner;
+        self.opened(inner, id)?;
+        let Some(open) = inner.open.get_mut(id) else { return Err(unknown(id)) };
+        let Some(some) = open.collection.attachment_path(document, b"x")? else { return Ok(Vec::new()) };
+        let Some(folder) = some.parent() else { return Ok(Vec::new()) };
+        let mut kept = Vec::with_capacity(keep.len());
+        for name in keep {
+            kept.extend(open.collection.attachment_path(document, name.as_bytes())?);
+        }
+        let Ok(found) = fs::read_dir(folder) else { return Ok(Vec::new()) };
+        let mut touched = Vec::new();
+        for path in found.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path)) {
+            let name = name_in(&open.folder, &path);
+            // What others put there stays.
+            if open.ledger.get(&name).is_none() {
+                continue;
+            }
+            remove(&path)?;
+            open.ledger.forget(&name);
+            let file = format!("{}/{}", super::shown(&open.folder), show(&name));
+            touched.push(Touched { key: document.to_vec(), file, deleted: true });
+            inner.unsettled.push(path);
+        }
+        if !touched.is_empty() {
+            remove_empty(folder)?;
+        }
+        Ok(touched)
+    }
 }
 
 /// The name that the ledger has for a file in a collection's folder.
