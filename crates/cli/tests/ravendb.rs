@@ -131,6 +131,79 @@ fn changes_are_read_by_etag_while_tombstones_are_held() {
     assert!(!full.out.contains("mismatch"), "{}", full.out);
 }
 
+/// Restores what is in the vault `v`, and compares it with the database.
+fn restored_is(host: &Host, db: &Database) {
+    let into = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
+    assert_eq!(counts(db), counts(&into));
+    assert_eq!(documents_of(db), documents_of(&into));
+}
+
+#[test]
+fn changes_are_read_by_etag_whatever_the_database_holds() {
+    let db = shop();
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    let backup = |mode: &str, what: &str| {
+        db.clean_tombstones();
+        let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
+        assert_eq!(ran.summary()["mode"], mode, "{what}: {} {}", ran.out, ran.err);
+        restored_is(&host, &db);
+    };
+    let count = |id: &str, name: &str, delta: i32, how: &str| {
+        let change = format!(
+            r#"{{"Documents":[{{"DocumentId":"{id}","Operations":[{{"Type":"{how}","CounterName":"{name}","Delta":{delta}}}]}}]}}"#
+        );
+        db.done("POST", "/counters", change.as_bytes());
+    };
+    let append = |id: &str, name: &str, at: &str| {
+        let change = format!(
+            r#"{{"Name":"{name}","Appends":[{{"Timestamp":"{at}T00:00:00.0000000Z","Values":[1.5],"Tag":"t"}}],"Deletes":null}}"#
+        );
+        db.done("POST", &format!("/timeseries?docId={}", testkit::ravendb::escaped(id)), change.as_bytes());
+    };
+    backup("scan", "the first");
+    db.attach("orders/9", "new.bin", &vec![9; 3 << 20]);
+    db.attach("orders/9", "A.txt", b"small");
+    db.attach("Users/1", "late.txt", b"hello");
+    backup("changes", "attachments are added");
+    db.put("orders/7", r#"{"N":"changed","@metadata":{"@collection":"Orders"}}"#);
+    db.done("DELETE", "/attachments?id=orders%2F9&name=A.txt", b"");
+    db.delete("orders/8");
+    backup("scan", "the document of a time series is deleted");
+    db.put("orders/7", r#"{"N":"again","@metadata":{"@collection":"Orders"}}"#);
+    db.done("DELETE", "/attachments?id=Users%2F1&name=late.txt", b"");
+    db.attach("orders/9", "new.bin", b"replaced");
+    db.delete("orders/11");
+    backup("changes", "attachments go and change");
+    count("Users/1", "Likes", 4, "Increment");
+    count("orders/12", "Likes", 4, "Increment");
+    append("orders/13", "Heart", "2024-05-01");
+    backup("changes", "counters and time series");
+    count("Users/1", "zz", 0, "Delete");
+    append("orders/13", "Heart", "2024-05-02");
+    backup("scan", "a document changes while a time series grows");
+    append("orders/13", "Heart", "2024-05-03");
+    count("orders/12", "Likes", 1, "Increment");
+    backup("changes", "they grow");
+    // Recreated here and elsewhere, with attachments that it had, and without.
+    db.delete("orders/7");
+    db.put("orders/7", r#"{"moved":1,"@metadata":{"@collection":"Moved"}}"#);
+    db.attach("orders/7", "same.txt", b"hello");
+    db.delete("orders/9");
+    db.put("orders/9", r#"{"anew":1,"@metadata":{"@collection":"Orders"}}"#);
+    backup("changes", "documents are made again");
+    db.delete("orders/12");
+    db.put("orders/12", r#"{"anew":1,"@metadata":{"@collection":"Orders"}}"#);
+    backup("scan", "a document of counters is made again");
+    // Larger than a change may carry; and one that was there before.
+    db.attach("orders/20", "large.bin", &vec![5; 5 << 20]);
+    backup("scan", "a large attachment is added");
+    let full = host.run(&["backup", &url, "--to", "v", "--full", "--json"]).ends(0);
+    assert!(!full.out.contains("mismatch"), "{}", full.out);
+}
+
 #[test]
 fn a_live_backup_follows_and_tells_deletions() {
     let db = Raven::shared().database();

@@ -16,7 +16,7 @@ mod source;
 mod time;
 
 pub use attachment::{
-    AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, HashingStore, collect_attachment,
+    AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, HashingStore, InlineStore, collect_attachment,
 };
 pub use batch::{Batch, BatchBuilder, CollectionId, Doc, Encoding, Kind};
 pub use catalog::{CollectionInfo, Description, Engine, FeedKind};

@@ -2,9 +2,11 @@
 
 mod catalog;
 mod changes;
+mod contents;
 pub mod dump;
 mod gather;
 mod hold;
+mod increment;
 pub mod keys;
 mod maker;
 mod members;
@@ -13,6 +15,7 @@ mod proof;
 mod server;
 mod sink;
 mod source;
+mod told;
 mod upload;
 
 pub use dump::{DumpSink, DumpSource};

@@ -245,6 +245,35 @@ impl Server {
         Ok(self.json::<Answer>(request, "asking for the collections").await?.collections)
     }
 
+    /// Documents that are there of these, with their collections.
+    pub(crate) async fn collections_of(&self, ids: &[String]) -> Result<Vec<(String, String)>> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(rename = "Results", default)]
+            results: Vec<Option<Document>>,
+        }
+        #[derive(Deserialize)]
+        struct Document {
+            #[serde(rename = "@metadata")]
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            #[serde(rename = "@id")]
+            id: String,
+            #[serde(rename = "@collection")]
+            collection: Option<String>,
+        }
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = self.of_database(Method::POST, &["docs"], &[("metadataOnly", "true")])?;
+        let request = request.body(serde_json::json!({ "Ids": ids }).to_string());
+        let answer: Answer = self.json(request, "asking which collections documents are in").await?;
+        let all = answer.results.into_iter().flatten().map(|d| d.metadata);
+        Ok(all.map(|m| (m.id, m.collection.unwrap_or_else(|| crate::metadata::EMPTY.into()))).collect())
+    }
+
     /// The names of the subscriptions that are there.
     pub(crate) async fn subscriptions(&self) -> Result<Vec<String>> {
         #[derive(Deserialize)]

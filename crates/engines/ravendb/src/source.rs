@@ -98,7 +98,13 @@ impl Source for RavenSource {
         let Some((last, from)) = last else { return self.scan(selection, &stats, hold).await };
         let place = Place::of(&from)?;
         match place.judge(&stats, hold) {
-            changes::Verdict::GoesOn => Ok(Plan::Changes { from }),
+            changes::Verdict::GoesOn => match place.untold(&self.server, &stats, selection).await? {
+                None => Ok(Plan::Changes { from }),
+                Some(why) => {
+                    tracing::info!("everything is read and compared: {why}");
+                    self.scan(selection, &stats, hold).await
+                }
+            },
             changes::Verdict::Compare(why) => {
                 tracing::info!("everything is read and compared: {why}");
                 self.scan(selection, &stats, hold).await
