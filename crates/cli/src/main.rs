@@ -71,7 +71,7 @@ fn reach(global: &args::Global) -> model::Result<Reach> {
         }
         None => std::env::var("REWOUND_PASSWORD").ok().filter(|p| !p.is_empty()),
     };
-    Ok(Reach { password, concurrency: global.concurrency.map(usize::from), gzip: false })
+    Ok(Reach { password, concurrency: global.concurrency.map(usize::from), gzip: false, ..Reach::default() })
 }
 
 /// The first Ctrl-C or SIGTERM asks to stop, the second one ends the process.

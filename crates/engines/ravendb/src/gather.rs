@@ -104,6 +104,8 @@ pub(crate) struct Gather {
     pub lenient: bool,
     /// Which documents have counters, where counters do not come by collection.
     pub owners: Arc<Owners>,
+    /// The same, of what was read so far.
+    counted: Owners,
     /// What newer files of a chain say, where there is one.
     pub newer: Option<Newer>,
     builders: Vec<(CollectionId, Kind, BatchBuilder)>,
@@ -121,6 +123,7 @@ impl Gather {
             contents: HashMap::new(),
             lenient: false,
             owners: Arc::default(),
+            counted: Owners::default(),
             newer: None,
             builders: Vec::new(),
             ready: Vec::new(),
@@ -180,7 +183,7 @@ impl Gather {
                 let owner = key.split(keys::SEPARATOR).next().unwrap_or_default();
                 let collection = match &self.route {
                     Route::All(name) => name.clone(),
-                    _ => self.owners.of(owner).unwrap_or(DATABASE).to_owned(),
+                    _ => self.counted.of(owner).or(self.owners.of(owner)).unwrap_or(DATABASE).to_owned(),
                 };
                 self.owned(&collection, kind, &key, &item.body);
                 Ok(())
@@ -203,8 +206,11 @@ impl Gather {
             return Ok(());
         }
         let (id, name) = (lower(metadata.id()?), self.name(&collection));
-        if !self.selection.takes_key(&name, id.as_bytes()) {
+        if !self.takes(&name) || !self.selection.takes_key(&name, id.as_bytes()) {
             return Ok(());
+        }
+        if kind == Kind::Document && metadata.counters.is_some() && matches!(self.route, Route::Each) {
+            self.counted.add(&id, &collection);
         }
         let revision = match kind {
             Kind::Revision => {
@@ -328,7 +334,8 @@ impl Gather {
 
     fn takes(&self, collection: &str) -> bool {
         match &self.route {
-            Route::All(_) | Route::Each => true,
+            Route::All(_) => true,
+            Route::Each => self.selection.takes(collection),
             Route::Only(name) => name == collection || lower(name) == lower(collection),
         }
     }

@@ -15,10 +15,11 @@ mod proof;
 mod server;
 mod sink;
 mod source;
+mod temporary;
 mod told;
 mod upload;
 
 pub use dump::{DumpSink, DumpSource};
-pub use server::Server;
+pub use server::{Server, Tombstones};
 pub use sink::RavenSink;
 pub use source::RavenSource;

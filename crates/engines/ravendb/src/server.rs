@@ -22,7 +22,20 @@ const SHOWN: usize = 300;
 pub struct Server {
     /// The database, as people write it.
     url: String,
+    tombstones: Tombstones,
     client: OnceLock<Client>,
+}
+
+/// What is to become of deletions, which a server forgets within minutes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tombstones {
+    /// They are held if they were held before.
+    #[default]
+    AsBefore,
+    /// They are held from now on, by a backup task in the database that is disabled.
+    Hold,
+    /// They are no longer held: the task is removed.
+    Release,
 }
 
 /// What a URL says.
@@ -99,7 +112,12 @@ impl Stats {
 impl Server {
     /// The database that a URL `ravendb+http://HOST:PORT/DATABASE` names; nothing is opened yet.
     pub fn new(url: impl Into<String>) -> Server {
-        Server { url: url.into(), client: OnceLock::new() }
+        Server { url: url.into(), tombstones: Tombstones::AsBefore, client: OnceLock::new() }
+    }
+
+    /// The same, with deletions held or no longer held.
+    pub fn tombstones(self, tombstones: Tombstones) -> Server {
+        Server { tombstones, ..self }
     }
 
     fn place(&self) -> Result<Place> {
@@ -140,9 +158,10 @@ impl Server {
         self.place().map(|place| place.database)
     }
 
-    /// Whether the user asked to keep tombstones from being cleaned.
-    pub(crate) fn wants_hold(&self) -> Result<bool> {
-        self.place().map(|place| place.hold)
+    /// What the user wants to become of deletions.
+    pub(crate) fn wanted_tombstones(&self) -> Result<Tombstones> {
+        let asked = self.place()?.hold;
+        Ok(if asked && self.tombstones == Tombstones::AsBefore { Tombstones::Hold } else { self.tombstones })
     }
 
     fn client(&self, place: &Place) -> Result<&Client> {
