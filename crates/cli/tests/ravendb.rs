@@ -439,6 +439,132 @@ fn a_server_killed_at_work_leaves_no_half_point_and_a_restore_can_be_run_again()
 }
 
 #[test]
+fn holding_tombstones_begins_and_ends_by_flags() {
+    for server in [Raven::shared(), Arc::new(Raven::start(true))] {
+        let db = server.database();
+        db.fill("Orders", "orders", 50);
+        let host = Host::ready();
+        // The older server cleans by the clock alone.
+        let cleans = server.host() == Raven::shared().host();
+        let clean = || if cleans { db.clean_tombstones() };
+        let tasks = || String::from_utf8(db.done("GET", "/tasks", b"")).unwrap();
+        let backup = |more: &[&str]| {
+            let ran = host.run(&[&["backup", &db.url(), "--to", "v", "--json"], more].concat()).ends(0);
+            ran.summary()["mode"].as_str().unwrap().to_owned()
+        };
+        let begun = host.run(&["backup", &db.url(), "--to", "v", "--hold-tombstones"]).ends(0);
+        assert!(begun.err.contains("rewound holds tombstones"), "it is announced: {}", begun.err);
+        assert!(tasks().contains("rewound holds tombstones"));
+        db.delete("orders/1");
+        clean();
+        // It stays so without the flag.
+        assert_eq!(backup(&[]), "changes");
+        db.delete("orders/2");
+        assert_eq!(backup(&["--release-tombstones"]), "scan");
+        assert!(!tasks().contains("rewound holds tombstones"));
+        db.delete("orders/3");
+        clean();
+        assert_eq!(backup(&[]), "scan");
+        let into = Raven::shared().no_database();
+        host.read(&["restore", "v", "--into", &into.url()]).ends(0);
+        assert_eq!(into.count("CountOfDocuments"), 47);
+    }
+    let host = Host::ready();
+    host.run(&["backup", "folder:x", "--to", "v", "--hold-tombstones"]).fails(2, "no tombstones");
+}
+
+#[test]
+fn only_some_kinds_are_restored_and_indexes_stand_still() {
+    let db = shop();
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    let restored = |more: &[&str]| {
+        let into = Raven::shared().no_database();
+        let url = into.url();
+        let ran = host.read(&[&["restore", "v", "--json", "--into", &url], more].concat()).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{more:?}: {}", ran.out);
+        into
+    };
+    let same = |into: &Database, name: &str| assert_eq!(into.count(name), db.count(name), "{name}");
+    let into = restored(&["--without-kinds", "revisions,indexes,settings,counters"]);
+    same(&into, "CountOfDocuments");
+    for gone in ["CountOfRevisionDocuments", "CountOfIndexes", "CountOfCounterEntries"] {
+        assert_eq!(into.count(gone), 0, "{gone}");
+    }
+    same(&into, "CountOfTimeSeriesSegments");
+    let into = restored(&["--kinds", "indexes"]);
+    assert_eq!(into.count("CountOfDocuments"), 0);
+    same(&into, "CountOfIndexes");
+    for (how, status) in [("stopped", "Paused"), ("disabled", "Disabled")] {
+        let into = restored(&["--indexes", how]);
+        same(&into, "CountOfIndexes");
+        let all: serde_json::Value = serde_json::from_slice(&into.done("GET", "/indexes/status", b"")).unwrap();
+        let all = all["Indexes"].as_array().unwrap();
+        assert!(!all.is_empty() && all.iter().all(|index| index["Status"] == status), "{how}: {all:?}");
+    }
+    let none = Raven::shared().no_database();
+    host.read(&["restore", "v", "--into", &none.url(), "--kinds", "rows"]).fails(1, "documents, revisions");
+    host.read(&["restore", "v", "--into", "folder:out", "--kinds", "documents"]).fails(1, "RavenDB");
+}
+
+#[test]
+fn a_database_is_replaced_only_when_the_new_one_is_proven() {
+    for server in [Raven::shared(), Arc::new(Raven::start(true))] {
+        let db = if server.host() == Raven::shared().host() { shop() } else { server.database() };
+        db.fill("Orders", "orders", 200);
+        let host = Host::ready();
+        host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+        let (before, documents) = (counts(&db), documents_of(&db));
+        db.delete("orders/5");
+        db.put("later/1", r#"{"N":1,"@metadata":{"@collection":"Later"}}"#);
+        let replace = ["restore", "v", "--into", &db.url(), "--if-exists", "replace"];
+        host.read(&[&replace[..], &["--only", "Orders"]].concat()).fails(1, "a part of the backup");
+        let plan = host.read(&[&replace[..], &["--dry-run"]].concat()).ends(0);
+        assert!(plan.out.contains("scratch"), "{}", plan.out);
+        let ran = host.read(&[&replace[..], &["--json"]].concat()).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
+        assert_eq!((counts(&db), documents_of(&db)), (before, documents));
+        let all = String::from_utf8(server.done("GET", "/databases?namesOnly=true", b"")).unwrap();
+        assert!(!all.contains(&format!("{}-rewound-", db.name)), "the scratch database is gone: {all}");
+    }
+}
+
+#[test]
+fn a_first_backup_is_of_one_time() {
+    let db = Raven::shared().database();
+    // The sums of the two collections are the same in each state that there ever is.
+    let write = |n: u32| {
+        let one = |collection: &str| {
+            format!(
+                r#"{{"Type":"PUT","Id":"{collection}/1","ChangeVector":null,"Document":{{"N":{n},"@metadata":{{"@collection":"{collection}"}}}}}}"#
+            )
+        };
+        db.done("POST", "/bulk_docs", format!(r#"{{"Commands":[{},{}]}}"#, one("Aa"), one("Zz")).as_bytes());
+    };
+    write(0);
+    for middle in ["Bb", "Mm", "Yy"] {
+        db.fill(middle, middle, 3000);
+    }
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let host = Host::ready();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (1..).take_while(|_| !over.load(std::sync::atomic::Ordering::Relaxed)).for_each(&write);
+        });
+        let ran = host.run(&["backup", &db.url(), "--to", "v", "--json"]);
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(ran.ends(0).of("vault")[0]["point"]["consistency"], "one-time");
+    });
+    let into = Raven::shared().no_database();
+    host.read(&["restore", "v", "--into", &into.url()]).ends(0);
+    let number = |id: &str| {
+        let answer = into.done("GET", &format!("/docs?id={id}"), b"");
+        serde_json::from_slice::<serde_json::Value>(&answer).unwrap()["Results"][0]["N"].clone()
+    };
+    assert_eq!(number("Aa%2F1"), number("Zz%2F1"));
+}
+
+#[test]
 fn what_cannot_work_is_said_before() {
     let host = Host::ready();
     let none = Raven::shared().no_database();

@@ -23,7 +23,7 @@ pub use catalog::{CollectionInfo, Description, Engine, FeedKind};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use report::{Leftovers, Loss, PlannedCollection, RestorePlan, RestoreReport, Skipped};
 pub use seams::{Clock, FixedClock, OsRandom, Random, Seams, SeededRandom, SystemClock};
-pub use selection::{IfExists, RestoreOptions, Selection, glob_matches};
+pub use selection::{IfExists, Indexes, RestoreOptions, Selection, glob_matches};
 pub use sink::{Expired, Sink, SinkSession};
 pub use source::{
     ChangeBatch, ChangeItem, ChangeStream, Consistency, Following, Gap, Part, Patcher, Plan, ScanItem, ScanStream,

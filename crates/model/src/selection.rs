@@ -116,6 +116,26 @@ pub struct RestoreOptions {
     pub rename: Vec<(String, String)>,
     /// What to do when the target holds data.
     pub if_exists: IfExists,
+    /// Only these kinds of things, in the words of the target ([`Sink::kinds`](crate::Sink::kinds)); empty
+    /// means all.
+    pub kinds: Vec<String>,
+    /// All but these kinds of things.
+    pub without_kinds: Vec<String>,
+    /// What becomes of indexes that the target would build at once.
+    pub indexes: Indexes,
+}
+
+/// What becomes of restored indexes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Indexes {
+    /// The target builds them.
+    #[default]
+    Built,
+    /// They stand still until indexing is started.
+    Stopped,
+    /// They are disabled until each is enabled.
+    Disabled,
 }
 
 impl RestoreOptions {

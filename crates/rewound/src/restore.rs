@@ -106,6 +106,7 @@ impl Restore {
         let there = catalog.collections.iter().chain(state.collections()).map(|c| c.info.name.as_str());
         transfer::check_names(&options, there, state.collections().len())?;
         let description = state.description();
+        transfer::check_kinds(&options, &*target.sink)?;
         let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
         if options.if_exists == IfExists::Replace {
             let count = job.stop.or(state.check_there()).await?;

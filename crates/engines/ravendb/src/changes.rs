@@ -6,6 +6,7 @@ use crate::gather::{DATABASE, Gather, Route, collection_id};
 use crate::increment::{Increment, Nothing, Owned, Taker};
 use crate::server::{Server, Stats};
 use crate::told::Since;
+use crate::wake::Wake;
 use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
@@ -19,7 +20,9 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-/// How often a database that is followed is asked for its last etag.
+/// How long changes gather after those that were read, so that each write is not read alone.
+const REST: Duration = Duration::from_millis(50);
+/// How often a database that is followed is asked for its last etag, where the server does not wake us.
 const ASK: Duration = Duration::from_millis(500);
 /// How often what belongs to the database itself is compared: its changes move no etag.
 const ASK_DATABASE: Duration = Duration::from_secs(30);
@@ -173,6 +176,7 @@ impl Taker for Feed {
 impl Feed {
     async fn run(&mut self, until: Until) -> Result<()> {
         let mut compared: Option<Instant> = None;
+        let mut wake = None;
         loop {
             let stats = self.server.must_stats().await?;
             let hold = crate::hold::task(&self.server).await?;
@@ -194,7 +198,9 @@ impl Feed {
             if until == Until::Now {
                 return Ok(());
             }
-            tokio::time::sleep(ASK).await;
+            let wake = wake.get_or_insert_with(|| Wake::new(self.server.clone()));
+            tokio::time::sleep(REST).await;
+            wake.wait(ASK).await;
         }
     }
 

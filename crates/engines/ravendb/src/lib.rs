@@ -2,6 +2,7 @@
 
 mod catalog;
 mod changes;
+mod choice;
 mod contents;
 pub mod dump;
 mod gather;
@@ -12,12 +13,14 @@ mod maker;
 mod members;
 mod metadata;
 mod proof;
+mod replace;
 mod server;
 mod sink;
 mod source;
 mod temporary;
 mod told;
 mod upload;
+mod wake;
 
 pub use dump::{DumpSink, DumpSource};
 pub use server::{Server, Tombstones};

@@ -2,6 +2,7 @@
 //! of attachments before the documents that name it, counters and time series after their documents,
 //! settings last. What comes too early waits in encrypted temporary files without a name.
 
+use crate::choice::Choice;
 use crate::dump::{Compressor, Writer, attachment_head, parse};
 use crate::gather::{Entry, hash_bytes};
 use crate::keys::{self, joined, lower};
@@ -52,6 +53,8 @@ pub(crate) struct Maker<O> {
     pub settings_first: bool,
     /// Keys of subscriptions that are left as they are.
     pub kept: HashSet<Vec<u8>>,
+    /// Which kinds of things come.
+    pub choice: Choice,
     pub report: RestoreReport,
 }
 
@@ -70,6 +73,7 @@ impl<O: Output> Maker<O> {
             record: None,
             settings_first: false,
             kept: HashSet::new(),
+            choice: Choice::default(),
             report: RestoreReport::default(),
         })
     }
@@ -91,8 +95,11 @@ impl<O: Output> Maker<O> {
             if section == "Subscriptions" && self.kept.contains(batch.key_of(i)) {
                 continue;
             }
-            let made = without_surrogates(batch.body_of(i));
-            let body = made.as_deref().unwrap_or(batch.body_of(i));
+            let body = batch.body_of(i);
+            let stripped = if batch.kind == Kind::Document { self.choice.stripped(body) } else { None };
+            let body = stripped.as_deref().unwrap_or(body);
+            let made = without_surrogates(body);
+            let body = made.as_deref().unwrap_or(body);
             self.report.documents += 1;
             self.report.bytes += body.len() as u64;
             self.one(&batch.kind, &section, body).await?;
@@ -157,6 +164,9 @@ impl<O: Output> Maker<O> {
 
     async fn attachments(&mut self, batch: &Batch) -> Result<()> {
         for (i, content) in batch.attachments.iter().enumerate() {
+            if self.choice.leaves_out_attachment(batch.key_of(i)) {
+                continue;
+            }
             let entry: Entry = parse(batch.body_of(i), "the entry of an attachment")
                 .map_err(|_| Error::unsupported("these are not attachments of RavenDB"))?;
             self.report.attachments += 1;

@@ -23,6 +23,8 @@ pub struct Server {
     /// The database, as people write it.
     url: String,
     tombstones: Tombstones,
+    /// Another database than the URL names.
+    other: Option<String>,
     client: OnceLock<Client>,
 }
 
@@ -112,12 +114,17 @@ impl Stats {
 impl Server {
     /// The database that a URL `ravendb+http://HOST:PORT/DATABASE` names; nothing is opened yet.
     pub fn new(url: impl Into<String>) -> Server {
-        Server { url: url.into(), tombstones: Tombstones::AsBefore, client: OnceLock::new() }
+        Server { url: url.into(), tombstones: Tombstones::AsBefore, other: None, client: OnceLock::new() }
     }
 
     /// The same, with deletions held or no longer held.
     pub fn tombstones(self, tombstones: Tombstones) -> Server {
         Server { tombstones, ..self }
+    }
+
+    /// Another database of the same server.
+    pub(crate) fn named(&self, database: String) -> Server {
+        Server { other: Some(database), ..Server::new(self.url.clone()) }
     }
 
     fn place(&self) -> Result<Place> {
@@ -155,7 +162,8 @@ impl Server {
 
     /// The name of the database.
     pub fn database(&self) -> Result<String> {
-        self.place().map(|place| place.database)
+        let named = self.place()?.database;
+        Ok(self.other.clone().unwrap_or(named))
     }
 
     /// What the user wants to become of deletions.
@@ -291,6 +299,29 @@ impl Server {
         let answer: Answer = self.json(request, "asking which collections documents are in").await?;
         let all = answer.results.into_iter().flatten().map(|d| d.metadata);
         Ok(all.map(|m| (m.id, m.collection.unwrap_or_else(|| crate::metadata::EMPTY.into()))).collect())
+    }
+
+    /// Stops all indexing of the database, until it is started again.
+    pub(crate) async fn stop_indexing(&self) -> Result<()> {
+        let request = self.of_database(Method::POST, &["admin", "indexes", "stop"], &[])?;
+        self.send(request.timeout(PAUSE), "stopping the indexes").await.map(drop)
+    }
+
+    /// Disables each index of the database.
+    pub(crate) async fn disable_indexes(&self) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(rename = "Results", default)]
+            names: Vec<String>,
+        }
+        let request = self.of_database(Method::GET, &["indexes"], &[("namesOnly", "true")])?;
+        let answer: Answer = self.json(request, "asking for the indexes").await?;
+        for name in answer.names {
+            let path = ["admin", "indexes", "disable"];
+            let request = self.of_database(Method::POST, &path, &[("name", &name)])?;
+            self.send(request.timeout(PAUSE), &format!("disabling the index {name}")).await?;
+        }
+        Ok(())
     }
 
     /// The names of the subscriptions that are there.
