@@ -446,7 +446,11 @@ fn holding_tombstones_begins_and_ends_by_flags() {
         let host = Host::ready();
         // The older server cleans by the clock alone.
         let cleans = server.host() == Raven::shared().host();
-        let clean = || if cleans { db.clean_tombstones() };
+        let clean = || {
+            if cleans {
+                db.clean_tombstones()
+            }
+        };
         let tasks = || String::from_utf8(db.done("GET", "/tasks", b"")).unwrap();
         let backup = |more: &[&str]| {
             let ran = host.run(&[&["backup", &db.url(), "--to", "v", "--json"], more].concat()).ends(0);
@@ -562,6 +566,44 @@ fn a_first_backup_is_of_one_time() {
         serde_json::from_slice::<serde_json::Value>(&answer).unwrap()["Results"][0]["N"].clone()
     };
     assert_eq!(number("Aa%2F1"), number("Zz%2F1"));
+}
+
+#[test]
+fn a_secured_server_takes_a_client_certificate() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 300);
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    let secured = Arc::new(Raven::start_secured());
+    let into = secured.no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    let ran = host.run(&["backup", &into.url(), "--to", "v", "--as", "secured", "--json"]).ends(0);
+    assert_eq!(ran.of("vault")[0]["point"]["documents"].as_u64().unwrap() / 100, 3);
+    let authority = testkit::ravendb::fixture("authority.pem");
+    let bare = format!("ravendb+https://{}/{}?ca={authority}", secured.host(), into.name);
+    host.run(&["backup", &bare, "--to", "v"]).fails(1, "certificate");
+    let pfx = format!("{bare}&certificate={}", testkit::ravendb::fixture("server.pfx"));
+    host.run(&["backup", &pfx, "--to", "v"]).fails(1, "openssl pkcs12");
+}
+
+#[test]
+fn a_large_attachment_streams_both_ways() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 3);
+    let large: Vec<u8> = (0..100u32 << 20).map(|n| (n ^ (n >> 8) ^ (n >> 19)) as u8).collect();
+    db.attach("orders/1", "large.bin", &large);
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    host.run(&["backup", &url, "--to", "v"]).ends(0);
+    // It need not be read again because its document changes.
+    db.put("orders/1", r#"{"N":"new","@metadata":{"@collection":"Orders"}}"#);
+    let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
+    assert_eq!(ran.summary()["mode"], "changes", "{}", ran.out);
+    let into = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert!(into.done("GET", "/attachments?id=orders%2F1&name=large.bin", b"") == large);
 }
 
 #[test]
