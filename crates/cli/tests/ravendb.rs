@@ -383,9 +383,13 @@ fn native_backups_are_read_each_file_as_a_point() {
     db.delete("orders/10");
     db.attach("orders/9", "late.txt", b"late");
     backup(false, 3);
+    db.delete("orders/9");
+    db.put("orders/9", r#"{"N":"elsewhere","@metadata":{"@collection":"Moved"}}"#);
+    db.done("DELETE", "/attachments?id=Users%2F1&name=A%20%C3%A4.txt", b"");
+    backup(false, 4);
     let host = Host::ready();
     let files = files();
-    for (n, documents) in [(0, 3004), (1, 3003), (2, 3002)] {
+    for (n, documents) in [(0, 3004), (1, 3003), (2, 3002), (3, 3002)] {
         let into = Raven::shared().no_database();
         let url = format!("ravendbdump:{}", files[n].display());
         let ran = host.run(&["copy", &url, &into.url(), "--json"]).ends(0);
