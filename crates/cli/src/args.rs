@@ -2,7 +2,7 @@
 
 use crate::commands::Command;
 use clap::{Args, Parser, ValueEnum};
-use model::{IfExists, RestoreOptions, Selection};
+use model::{IfExists, Indexes, RestoreOptions, Selection};
 use rewound::registry::Reach;
 
 /// Any document database, back at any second.
@@ -100,6 +100,28 @@ impl From<IfExistsArg> for IfExists {
     }
 }
 
+/// What becomes of restored indexes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum IndexesArg {
+    /// The target builds them
+    #[default]
+    Built,
+    /// They stand still until indexing is started
+    Stopped,
+    /// They are disabled until each is enabled
+    Disabled,
+}
+
+impl From<IndexesArg> for Indexes {
+    fn from(arg: IndexesArg) -> Self {
+        match arg {
+            IndexesArg::Built => Indexes::Built,
+            IndexesArg::Stopped => Indexes::Stopped,
+            IndexesArg::Disabled => Indexes::Disabled,
+        }
+    }
+}
+
 /// How to write to a target.
 #[derive(Debug, Clone, Default, Args)]
 pub struct WriteArgs {
@@ -111,6 +133,16 @@ pub struct WriteArgs {
     /// What to do when the target holds data
     #[arg(long, value_enum, default_value = "fail")]
     pub if_exists: IfExistsArg,
+    /// RavenDB: only these kinds of things: documents, revisions, counters, time-series, conflicts, indexes,
+    /// identities, compare-exchange, subscriptions, settings
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
+    pub kinds: Vec<String>,
+    /// RavenDB: all but these kinds of things
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
+    pub without_kinds: Vec<String>,
+    /// RavenDB: what becomes of restored indexes
+    #[arg(long, value_enum, default_value = "built")]
+    pub indexes: IndexesArg,
     /// Show what would be done, touch nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -139,6 +171,9 @@ impl WriteArgs {
         let mut options = RestoreOptions {
             selection: self.selection.clone().selection(skip_bad),
             if_exists: self.if_exists.into(),
+            kinds: self.kinds.clone(),
+            without_kinds: self.without_kinds.clone(),
+            indexes: self.indexes.into(),
             ..RestoreOptions::default()
         };
         self.rename.iter().try_for_each(|r| options.add_rename(r))?;

@@ -131,6 +131,79 @@ fn changes_are_read_by_etag_while_tombstones_are_held() {
     assert!(!full.out.contains("mismatch"), "{}", full.out);
 }
 
+/// Restores what is in the vault `v`, and compares it with the database.
+fn restored_is(host: &Host, db: &Database) {
+    let into = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
+    assert_eq!(counts(db), counts(&into));
+    assert_eq!(documents_of(db), documents_of(&into));
+}
+
+#[test]
+fn changes_are_read_by_etag_whatever_the_database_holds() {
+    let db = shop();
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    let backup = |mode: &str, what: &str| {
+        db.clean_tombstones();
+        let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
+        assert_eq!(ran.summary()["mode"], mode, "{what}: {} {}", ran.out, ran.err);
+        restored_is(&host, &db);
+    };
+    let count = |id: &str, name: &str, delta: i32, how: &str| {
+        let change = format!(
+            r#"{{"Documents":[{{"DocumentId":"{id}","Operations":[{{"Type":"{how}","CounterName":"{name}","Delta":{delta}}}]}}]}}"#
+        );
+        db.done("POST", "/counters", change.as_bytes());
+    };
+    let append = |id: &str, name: &str, at: &str| {
+        let change = format!(
+            r#"{{"Name":"{name}","Appends":[{{"Timestamp":"{at}T00:00:00.0000000Z","Values":[1.5],"Tag":"t"}}],"Deletes":null}}"#
+        );
+        db.done("POST", &format!("/timeseries?docId={}", testkit::ravendb::escaped(id)), change.as_bytes());
+    };
+    backup("scan", "the first");
+    db.attach("orders/9", "new.bin", &vec![9; 3 << 20]);
+    db.attach("orders/9", "A.txt", b"small");
+    db.attach("Users/1", "late.txt", b"hello");
+    backup("changes", "attachments are added");
+    db.put("orders/7", r#"{"N":"changed","@metadata":{"@collection":"Orders"}}"#);
+    db.done("DELETE", "/attachments?id=orders%2F9&name=A.txt", b"");
+    db.delete("orders/8");
+    backup("scan", "the document of a time series is deleted");
+    db.put("orders/7", r#"{"N":"again","@metadata":{"@collection":"Orders"}}"#);
+    db.done("DELETE", "/attachments?id=Users%2F1&name=late.txt", b"");
+    db.attach("orders/9", "new.bin", b"replaced");
+    db.delete("orders/11");
+    backup("changes", "attachments go and change");
+    count("Users/1", "Likes", 4, "Increment");
+    count("orders/12", "Likes", 4, "Increment");
+    append("orders/13", "Heart", "2024-05-01");
+    backup("changes", "counters and time series");
+    count("Users/1", "zz", 0, "Delete");
+    append("orders/13", "Heart", "2024-05-02");
+    backup("scan", "a document changes while a time series grows");
+    append("orders/13", "Heart", "2024-05-03");
+    count("orders/12", "Likes", 1, "Increment");
+    backup("changes", "they grow");
+    // Recreated here and elsewhere, with attachments that it had, and without.
+    db.delete("orders/7");
+    db.put("orders/7", r#"{"moved":1,"@metadata":{"@collection":"Moved"}}"#);
+    db.attach("orders/7", "same.txt", b"hello");
+    db.delete("orders/9");
+    db.put("orders/9", r#"{"anew":1,"@metadata":{"@collection":"Orders"}}"#);
+    backup("changes", "documents are made again");
+    db.delete("orders/12");
+    db.put("orders/12", r#"{"anew":1,"@metadata":{"@collection":"Orders"}}"#);
+    backup("scan", "a document of counters is made again");
+    // Larger than a change may carry; and one that was there before.
+    db.attach("orders/20", "large.bin", &vec![5; 5 << 20]);
+    backup("scan", "a large attachment is added");
+    let full = host.run(&["backup", &url, "--to", "v", "--full", "--json"]).ends(0);
+    assert!(!full.out.contains("mismatch"), "{}", full.out);
+}
+
 #[test]
 fn a_live_backup_follows_and_tells_deletions() {
     let db = Raven::shared().database();
@@ -310,9 +383,13 @@ fn native_backups_are_read_each_file_as_a_point() {
     db.delete("orders/10");
     db.attach("orders/9", "late.txt", b"late");
     backup(false, 3);
+    db.delete("orders/9");
+    db.put("orders/9", r#"{"N":"elsewhere","@metadata":{"@collection":"Moved"}}"#);
+    db.done("DELETE", "/attachments?id=Users%2F1&name=A%20%C3%A4.txt", b"");
+    backup(false, 4);
     let host = Host::ready();
     let files = files();
-    for (n, documents) in [(0, 3004), (1, 3003), (2, 3002)] {
+    for (n, documents) in [(0, 3004), (1, 3003), (2, 3002), (3, 3002)] {
         let into = Raven::shared().no_database();
         let url = format!("ravendbdump:{}", files[n].display());
         let ran = host.run(&["copy", &url, &into.url(), "--json"]).ends(0);
@@ -363,6 +440,174 @@ fn a_server_killed_at_work_leaves_no_half_point_and_a_restore_can_be_run_again()
     assert_eq!(ran.summary()["proof"]["holds"], true);
     assert_eq!(documents_of(&into).len(), 10_000, "as many as one answer takes");
     assert_eq!(into.count("CountOfDocuments"), 20_000);
+}
+
+#[test]
+fn holding_tombstones_begins_and_ends_by_flags() {
+    for server in [Raven::shared(), Arc::new(Raven::start(true))] {
+        let db = server.database();
+        db.fill("Orders", "orders", 50);
+        let host = Host::ready();
+        // The older server cleans by the clock alone.
+        let cleans = server.host() == Raven::shared().host();
+        let clean = || {
+            if cleans {
+                db.clean_tombstones()
+            }
+        };
+        let tasks = || String::from_utf8(db.done("GET", "/tasks", b"")).unwrap();
+        let backup = |more: &[&str]| {
+            let ran = host.run(&[&["backup", &db.url(), "--to", "v", "--json"], more].concat()).ends(0);
+            ran.summary()["mode"].as_str().unwrap().to_owned()
+        };
+        let begun = host.run(&["backup", &db.url(), "--to", "v", "--hold-tombstones"]).ends(0);
+        assert!(begun.err.contains("rewound holds tombstones"), "it is announced: {}", begun.err);
+        assert!(tasks().contains("rewound holds tombstones"));
+        db.delete("orders/1");
+        clean();
+        // It stays so without the flag.
+        assert_eq!(backup(&[]), "changes");
+        db.delete("orders/2");
+        assert_eq!(backup(&["--release-tombstones"]), "scan");
+        assert!(!tasks().contains("rewound holds tombstones"));
+        db.delete("orders/3");
+        clean();
+        assert_eq!(backup(&[]), "scan");
+        let into = Raven::shared().no_database();
+        host.read(&["restore", "v", "--into", &into.url()]).ends(0);
+        assert_eq!(into.count("CountOfDocuments"), 47);
+    }
+    let host = Host::ready();
+    host.run(&["backup", "folder:x", "--to", "v", "--hold-tombstones"]).fails(2, "no tombstones");
+}
+
+#[test]
+fn only_some_kinds_are_restored_and_indexes_stand_still() {
+    let db = shop();
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    let restored = |more: &[&str]| {
+        let into = Raven::shared().no_database();
+        let url = into.url();
+        let ran = host.read(&[&["restore", "v", "--json", "--into", &url], more].concat()).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{more:?}: {}", ran.out);
+        into
+    };
+    let same = |into: &Database, name: &str| assert_eq!(into.count(name), db.count(name), "{name}");
+    let into = restored(&["--without-kinds", "revisions,indexes,settings,counters"]);
+    same(&into, "CountOfDocuments");
+    for gone in ["CountOfRevisionDocuments", "CountOfIndexes", "CountOfCounterEntries"] {
+        assert_eq!(into.count(gone), 0, "{gone}");
+    }
+    same(&into, "CountOfTimeSeriesSegments");
+    let into = restored(&["--kinds", "indexes"]);
+    assert_eq!(into.count("CountOfDocuments"), 0);
+    same(&into, "CountOfIndexes");
+    for (how, status) in [("stopped", "Paused"), ("disabled", "Disabled")] {
+        let into = restored(&["--indexes", how]);
+        same(&into, "CountOfIndexes");
+        let all: serde_json::Value = serde_json::from_slice(&into.done("GET", "/indexes/status", b"")).unwrap();
+        let all = all["Indexes"].as_array().unwrap();
+        assert!(!all.is_empty() && all.iter().all(|index| index["Status"] == status), "{how}: {all:?}");
+    }
+    let none = Raven::shared().no_database();
+    host.read(&["restore", "v", "--into", &none.url(), "--kinds", "rows"]).fails(1, "documents, revisions");
+    host.read(&["restore", "v", "--into", "folder:out", "--kinds", "documents"]).fails(1, "RavenDB");
+}
+
+#[test]
+fn a_database_is_replaced_only_when_the_new_one_is_proven() {
+    for server in [Raven::shared(), Arc::new(Raven::start(true))] {
+        let db = if server.host() == Raven::shared().host() { shop() } else { server.database() };
+        db.fill("Orders", "orders", 200);
+        let host = Host::ready();
+        host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+        let (before, documents) = (counts(&db), documents_of(&db));
+        db.delete("orders/5");
+        db.put("later/1", r#"{"N":1,"@metadata":{"@collection":"Later"}}"#);
+        let replace = ["restore", "v", "--into", &db.url(), "--if-exists", "replace"];
+        host.read(&[&replace[..], &["--only", "Orders"]].concat()).fails(1, "a part of the backup");
+        let plan = host.read(&[&replace[..], &["--dry-run"]].concat()).ends(0);
+        assert!(plan.out.contains("scratch"), "{}", plan.out);
+        let ran = host.read(&[&replace[..], &["--json"]].concat()).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
+        assert_eq!((counts(&db), documents_of(&db)), (before, documents));
+        let all = String::from_utf8(server.done("GET", "/databases?namesOnly=true", b"")).unwrap();
+        assert!(!all.contains(&format!("{}-rewound-", db.name)), "the scratch database is gone: {all}");
+    }
+}
+
+#[test]
+fn a_first_backup_is_of_one_time() {
+    let db = Raven::shared().database();
+    // The sums of the two collections are the same in each state that there ever is.
+    let write = |n: u32| {
+        let one = |collection: &str| {
+            format!(
+                r#"{{"Type":"PUT","Id":"{collection}/1","ChangeVector":null,"Document":{{"N":{n},"@metadata":{{"@collection":"{collection}"}}}}}}"#
+            )
+        };
+        db.done("POST", "/bulk_docs", format!(r#"{{"Commands":[{},{}]}}"#, one("Aa"), one("Zz")).as_bytes());
+    };
+    write(0);
+    for middle in ["Bb", "Mm", "Yy"] {
+        db.fill(middle, middle, 3000);
+    }
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let host = Host::ready();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (1..).take_while(|_| !over.load(std::sync::atomic::Ordering::Relaxed)).for_each(&write);
+        });
+        let ran = host.run(&["backup", &db.url(), "--to", "v", "--json"]);
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(ran.ends(0).of("vault")[0]["point"]["consistency"], "one-time");
+    });
+    let into = Raven::shared().no_database();
+    host.read(&["restore", "v", "--into", &into.url()]).ends(0);
+    let number = |id: &str| {
+        let answer = into.done("GET", &format!("/docs?id={id}"), b"");
+        serde_json::from_slice::<serde_json::Value>(&answer).unwrap()["Results"][0]["N"].clone()
+    };
+    assert_eq!(number("Aa%2F1"), number("Zz%2F1"));
+}
+
+#[test]
+fn a_secured_server_takes_a_client_certificate() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 300);
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    let secured = Arc::new(Raven::start_secured());
+    let into = secured.no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    let ran = host.run(&["backup", &into.url(), "--to", "v", "--as", "secured", "--json"]).ends(0);
+    assert_eq!(ran.of("vault")[0]["point"]["documents"].as_u64().unwrap() / 100, 3);
+    let authority = testkit::ravendb::fixture("authority.pem");
+    let bare = format!("ravendb+https://{}/{}?ca={authority}", secured.host(), into.name);
+    host.run(&["backup", &bare, "--to", "v"]).fails(1, "certificate");
+    let pfx = format!("{bare}&certificate={}", testkit::ravendb::fixture("server.pfx"));
+    host.run(&["backup", &pfx, "--to", "v"]).fails(1, "openssl pkcs12");
+}
+
+#[test]
+fn a_large_attachment_streams_both_ways() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 3);
+    let large: Vec<u8> = (0..100u32 << 20).map(|n| (n ^ (n >> 8) ^ (n >> 19)) as u8).collect();
+    db.attach("orders/1", "large.bin", &large);
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    host.run(&["backup", &url, "--to", "v"]).ends(0);
+    // It need not be read again because its document changes.
+    db.put("orders/1", r#"{"N":"new","@metadata":{"@collection":"Orders"}}"#);
+    let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
+    assert_eq!(ran.summary()["mode"], "changes", "{}", ran.out);
+    let into = Raven::shared().no_database();
+    let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert!(into.done("GET", "/attachments?id=orders%2F1&name=large.bin", b"") == large);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Attachments: content that streams past, never whole in memory.
 
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -22,6 +24,35 @@ pub struct AttachmentRef {
     pub length: u64,
     /// Where the store keeps it; means something to that store only.
     pub place: Arc<str>,
+}
+
+/// What the place of a reference begins with that carries its content with it, in base64.
+const INLINE: char = '=';
+
+impl AttachmentRef {
+    /// A reference that carries its content with it.
+    pub fn inline(content: &[u8]) -> AttachmentRef {
+        let mut place = String::with_capacity(content.len() / 3 * 4 + 5);
+        place.push(INLINE);
+        BASE64.encode_string(content, &mut place);
+        AttachmentRef { digest: *blake3::hash(content).as_bytes(), length: content.len() as u64, place: place.into() }
+    }
+
+    /// Whether it carries its content with it.
+    pub fn is_inline(&self) -> bool {
+        self.place.starts_with(INLINE)
+    }
+
+    /// The content that it carries with it; none if it does not.
+    pub fn inline_content(&self) -> Option<Result<Bytes>> {
+        let text = self.place.strip_prefix(INLINE)?;
+        let wrong = || Error::corrupt("the content of an attachment in the change log does not have its digest");
+        let content = BASE64
+            .decode(text)
+            .ok()
+            .filter(|content| content.len() as u64 == self.length && *blake3::hash(content).as_bytes() == self.digest);
+        Some(content.map(Bytes::from).ok_or_else(wrong))
+    }
 }
 
 /// Takes the content of attachments, once per content, and gives it back.
@@ -58,6 +89,24 @@ impl AttachmentStore for HashingStore {
     }
 }
 
+/// A store whose references carry the content with them, for changes: the log has no other place for it.
+#[derive(Debug, Default)]
+pub struct InlineStore;
+
+#[async_trait]
+impl AttachmentStore for InlineStore {
+    async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef> {
+        let content = collect_attachment(content, limits::ATTACHMENT_INLINE as usize).await?;
+        Ok(AttachmentRef::inline(&content))
+    }
+
+    async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
+        let content = reference.inline_content();
+        let content = content.unwrap_or_else(|| Err(Error::bug("an attachment without its content")))?;
+        Ok(futures::stream::iter([Ok(content)]).boxed())
+    }
+}
+
 /// Reads a stream to its end into one buffer of at most `limit` bytes.
 pub async fn collect_attachment(mut content: AttachmentStream, limit: usize) -> Result<Bytes> {
     let mut all = BytesMut::new();
@@ -69,4 +118,37 @@ pub async fn collect_attachment(mut content: AttachmentStream, limit: usize) -> 
         all.extend_from_slice(&piece);
     }
     Ok(all.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ErrorKind;
+    use futures::executor::block_on;
+
+    fn piece(bytes: &'static [u8]) -> AttachmentStream {
+        futures::stream::iter([Ok(Bytes::from_static(bytes))]).boxed()
+    }
+
+    #[test]
+    fn references_carry_small_content_with_them() {
+        let reference = block_on(InlineStore.put(piece(b"hello"))).unwrap();
+        assert_eq!((reference.length, reference.digest), (5, *blake3::hash(b"hello").as_bytes()));
+        let back = block_on(InlineStore.open(&reference)).unwrap();
+        let back = block_on(collect_attachment(back, 9)).unwrap();
+        assert_eq!(back, "hello");
+        for place in ["=aGVsbG8h", "=?", "n7"] {
+            let bad = AttachmentRef { place: place.into(), ..reference.clone() };
+            assert!(block_on(InlineStore.open(&bad)).is_err(), "{place}");
+        }
+        assert!(AttachmentRef { place: "n7".into(), ..reference }.inline_content().is_none());
+    }
+
+    #[test]
+    fn large_content_is_refused() {
+        let pieces = (0..=limits::ATTACHMENT_INLINE >> 20).map(|_| Ok(Bytes::from(vec![0; 1 << 20])));
+        let refused = block_on(InlineStore.put(futures::stream::iter(pieces).boxed())).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Input);
+    }
 }

@@ -196,6 +196,7 @@ pub struct BatchBuilder {
     keys: BytesMut,
     docs: Vec<Doc>,
     attachments: Vec<AttachmentRef>,
+    inline: usize,
 }
 
 impl BatchBuilder {
@@ -209,6 +210,7 @@ impl BatchBuilder {
             keys: BytesMut::new(),
             docs: Vec::new(),
             attachments: Vec::new(),
+            inline: 0,
         }
     }
 
@@ -228,12 +230,13 @@ impl BatchBuilder {
     /// Adds an attachment: what the engine says of it, and its content.
     pub fn push_attachment(&mut self, key: &[u8], body: &[u8], content: AttachmentRef) {
         self.push(key, body);
+        self.inline += if content.is_inline() { content.place.len() } else { 0 };
         self.attachments.push(content);
     }
 
-    /// Bytes of bodies and keys so far.
+    /// Bytes of bodies and keys so far, and of contents that references carry with them.
     pub fn bytes(&self) -> usize {
-        self.body.len() + self.keys.len()
+        self.body.len() + self.keys.len() + self.inline
     }
 
     /// Documents so far.
@@ -248,6 +251,7 @@ impl BatchBuilder {
 
     /// The batch; the builder is empty afterwards and can be used again.
     pub fn take(&mut self) -> Batch {
+        self.inline = 0;
         Batch {
             collection: self.collection.clone(),
             kind: self.kind.clone(),

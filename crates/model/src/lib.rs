@@ -16,14 +16,14 @@ mod source;
 mod time;
 
 pub use attachment::{
-    AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, HashingStore, collect_attachment,
+    AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, HashingStore, InlineStore, collect_attachment,
 };
 pub use batch::{Batch, BatchBuilder, CollectionId, Doc, Encoding, Kind};
 pub use catalog::{CollectionInfo, Description, Engine, FeedKind};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use report::{Leftovers, Loss, PlannedCollection, RestorePlan, RestoreReport, Skipped};
 pub use seams::{Clock, FixedClock, OsRandom, Random, Seams, SeededRandom, SystemClock};
-pub use selection::{IfExists, RestoreOptions, Selection, glob_matches};
+pub use selection::{IfExists, Indexes, RestoreOptions, Selection, glob_matches};
 pub use sink::{Expired, Rehearsal, Sink, SinkSession};
 pub use source::{
     ChangeBatch, ChangeItem, ChangeStream, Consistency, Following, Gap, Part, Patcher, Plan, ScanItem, ScanStream,

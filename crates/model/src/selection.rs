@@ -120,6 +120,26 @@ pub struct RestoreOptions {
     /// differs gets a new revision, so that those who replicate with the target take it. Only for sinks
     /// that [`Sink::writes_new_revisions`](crate::Sink::writes_new_revisions).
     pub as_new_revisions: bool,
+    /// Only these kinds of things, in the words of the target ([`Sink::kinds`](crate::Sink::kinds)); empty
+    /// means all.
+    pub kinds: Vec<String>,
+    /// All but these kinds of things.
+    pub without_kinds: Vec<String>,
+    /// What becomes of indexes that the target would build at once.
+    pub indexes: Indexes,
+}
+
+/// What becomes of restored indexes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Indexes {
+    /// The target builds them.
+    #[default]
+    Built,
+    /// They stand still until indexing is started.
+    Stopped,
+    /// They are disabled until each is enabled.
+    Disabled,
 }
 
 impl RestoreOptions {

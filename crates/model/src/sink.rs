@@ -19,6 +19,11 @@ pub trait Sink: Send + Sync {
     /// what cannot work, and a target that holds data if the options say so, naming that data.
     async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan>;
 
+    /// The words for kinds of things that can be restored without others; none if there are no such.
+    fn kinds(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether it takes bodies in this encoding. What it does not take is translated before, where
     /// nothing is lost by that.
     fn takes(&self, encoding: Encoding) -> bool {

@@ -189,6 +189,14 @@ pub trait Source: Send + Sync {
         1
     }
 
+    /// Reads all parts of a plan at once, where that gives one state, and reading them one after the other
+    /// would not. Batches come in any order of collections, none of which is ordered; one that is in
+    /// none of the parts is announced first. None: the parts are read one by one.
+    async fn read_together(&self, parts: &[Part], attachments: Arc<dyn AttachmentStore>) -> Result<Option<ScanStream>> {
+        let _ = (parts, attachments);
+        Ok(None)
+    }
+
     /// Reads one part of a plan to its end. Content of attachments goes to `attachments` before
     /// the batch that refers to it comes out. Documents of an ordered collection come in order.
     async fn read(&self, part: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream>;

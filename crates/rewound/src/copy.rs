@@ -61,6 +61,7 @@ impl Copy {
         let there: Vec<String> = description.collections.iter().map(|c| c.name.clone()).collect();
         transfer::check_names(&options, there.iter().map(String::as_str), groups.len())?;
         description.collections = groups.iter().map(|(info, _)| info.clone()).collect();
+        transfer::check_kinds(&options, &*target.sink)?;
         let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
         plan.losses.extend(translate::losses(&description.engine, &*target.sink));
         let collections = groups.iter().map(|(info, parts)| CollectionReport {

@@ -213,14 +213,14 @@ async fn attachments(
     key: &str,
 ) -> Result<(Arc<dyn AttachmentStore>, Vec<Batch>)> {
     let none: (Arc<dyn AttachmentStore>, Vec<Batch>) = (Arc::new(HashingStore), Vec::new());
-    // The change log holds no attachments: whoever has some shows them in points.
+    // The change log holds what changed of the attachments alone: all of them are in points.
     let Some(id) = &version.point else { return Ok(none) };
     let points = job.stop.or(vault.points()).await?;
     let Some(point) = points.of(&version.tag).find(|p| p.name.run == *id) else { return Ok(none) };
     let selection = one(&version.collection.name, key, version);
     let state = job.stop.or(vault.resolve(point, &selection, registry::patcher(&version.engine))).await?;
     let mut batches = Vec::new();
-    for collection in state.collections().iter().filter(|c| c.info.id == version.collection.id && c.attachments > 0) {
+    for collection in state.collections().iter().filter(|c| c.info.id == version.collection.id) {
         let mut reading = state.read(collection);
         while let Some(batch) = job.stop.or(reading.try_next()).await? {
             if batch.kind == Kind::Attachment {

@@ -14,7 +14,7 @@ use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use model::limits::{FLUSH_BYTES, FLUSH_LOCAL, FLUSH_REMOTE, HEARTBEAT};
 use model::{
-    ChangeItem, CollectionId, EngineTime, Error, ErrorKind, Following, Gap, HashingStore, Position, Result, Selection,
+    ChangeItem, CollectionId, EngineTime, Error, ErrorKind, Following, Gap, InlineStore, Position, Result, Selection,
     Source, Until,
 };
 use std::collections::{HashMap, HashSet};
@@ -368,8 +368,7 @@ impl<'a> Follower<'a> {
             selection: self.selection.clone(),
         };
         let source = self.source;
-        // No engine with a feed gives attachments with its changes yet, and the log could not hold them.
-        let open = async move { source.changes(&following, until, Arc::new(HashingStore)).await };
+        let open = async move { source.changes(&following, until, Arc::new(InlineStore)).await };
         Some(futures::stream::once(open).try_flatten().boxed())
     }
 

@@ -28,6 +28,21 @@ impl Paced {
         let pace = Pace { bytes_per_second: bytes_per_second.max(1), next: Mutex::new(Instant::now()) };
         Paced { inner, pace: Arc::new(pace) }
     }
+
+    fn paced(&self, items: ScanStream) -> ScanStream {
+        let pace = self.pace.clone();
+        items
+            .then(move |item| {
+                let pace = pace.clone();
+                async move {
+                    if let Ok(ScanItem::Batch(batch)) = &item {
+                        pace.wait_for(batch.raw_bytes()).await;
+                    }
+                    item
+                }
+            })
+            .boxed()
+    }
 }
 
 impl Pace {
@@ -64,19 +79,11 @@ impl Source for Paced {
     }
 
     async fn read(&self, part: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream> {
-        let items = self.inner.read(part, attachments).await?;
-        let pace = self.pace.clone();
-        Ok(items
-            .then(move |item| {
-                let pace = pace.clone();
-                async move {
-                    if let Ok(ScanItem::Batch(batch)) = &item {
-                        pace.wait_for(batch.raw_bytes()).await;
-                    }
-                    item
-                }
-            })
-            .boxed())
+        Ok(self.paced(self.inner.read(part, attachments).await?))
+    }
+
+    async fn read_together(&self, parts: &[Part], attachments: Arc<dyn AttachmentStore>) -> Result<Option<ScanStream>> {
+        Ok(self.inner.read_together(parts, attachments).await?.map(|items| self.paced(items)))
     }
 
     async fn changes(&self, from: &Following, until: Until, store: Arc<dyn AttachmentStore>) -> Result<ChangeStream> {

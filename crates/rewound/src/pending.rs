@@ -49,7 +49,8 @@ impl Pending {
 
 /// Bytes that changes take in memory.
 fn weight(change: &ChangeBatch) -> usize {
-    change.batch.body.len() + change.batch.keys.as_ref().map_or(0, |k| k.len()) + change.batch.len() * 32
+    let contents = change.batch.attachments.iter().map(|a| a.place.len()).sum::<usize>();
+    contents + change.batch.body.len() + change.batch.keys.as_ref().map_or(0, |k| k.len()) + change.batch.len() * 32
 }
 
 /// What is going to be the next flush of a vault.

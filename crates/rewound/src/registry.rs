@@ -4,6 +4,7 @@ use couch::dump::Form;
 use model::{Encoding, Engine, Error, ErrorKind, Patcher, Result, Sink, Source};
 use mongo::dump::{DumpSink, DumpSource};
 use mongo::jobflow::{JobflowSink, JobflowSource, Project};
+pub use raven::Tombstones;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Reach {
     pub gzip: bool,
     /// Whether the checkpoints of replications come back, too (CouchDB).
     pub with_checkpoints: bool,
+    /// What is to become of deletions in a RavenDB database.
+    pub tombstones: Tombstones,
 }
 
 impl fmt::Debug for Reach {
@@ -137,8 +140,8 @@ const ENGINES: &[Entry] = &[
 /// Schemes that a path follows, not a host.
 const PATHS: &[&str] = &["couchbackup", "couchdb-dump", "folder", "jobflow", "mongodump", "ravendbdump"];
 
-fn ravendb_source(url: &str, _: &str, _: &Reach) -> Result<Arc<dyn Source>> {
-    Ok(Arc::new(raven::RavenSource::new(Arc::new(raven::Server::new(url)))))
+fn ravendb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(raven::RavenSource::new(Arc::new(raven::Server::new(url).tombstones(reach.tombstones)))))
 }
 
 fn ravendb_target(url: &str, _: &str, _: &Reach) -> Result<Target> {
@@ -266,6 +269,11 @@ impl fmt::Debug for Target {
 /// The source that a URL means.
 pub fn source(url: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
     let (entry, rest) = engine(url, "SOURCE")?;
+    if reach.tombstones != Tombstones::AsBefore && !entry.scheme.starts_with("ravendb+") {
+        return Err(Error::input(format!("{} has no tombstones to hold or release", without_secret(url))).hint(
+            "--hold-tombstones and --release-tombstones are for RavenDB, which forgets deletions within minutes",
+        ));
+    }
     (entry.source)(url, rest, reach)
 }
 

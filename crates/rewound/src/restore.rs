@@ -108,6 +108,7 @@ impl Restore {
         transfer::check_names(&options, there, state.collections().len())?;
         transfer::check_new_revisions(&*target.sink, &options)?;
         let description = state.description();
+        transfer::check_kinds(&options, &*target.sink)?;
         let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
         plan.losses.extend(translate::losses(&description.engine, &*target.sink));
         if options.if_exists == IfExists::Replace {

@@ -8,7 +8,8 @@ use crate::progress::Job;
 use crate::stop::interrupted;
 use futures::StreamExt;
 use model::{
-    CollectionId, CollectionInfo, EngineTime, Error, ErrorKind, Part, Result, ScanItem, ScanStream, Skipped, Source,
+    CollectionId, CollectionInfo, EngineTime, Error, ErrorKind, Kind, Part, Result, ScanItem, ScanStream, Skipped,
+    Source,
 };
 use std::collections::{HashMap, VecDeque};
 use vault::WriteOutcome;
@@ -42,6 +43,10 @@ pub(crate) struct Scanner<'a> {
 impl Scanner<'_> {
     /// Reads all parts. An error comes from the source, or if no lane is left.
     pub async fn run(mut self, parts: Vec<Part>) -> Result<Scanned> {
+        let store = self.lanes.attachments(self.job)?;
+        if let Some(items) = self.job.stop.or(self.source.read_together(&parts, store)).await? {
+            return self.read_together(parts, items).await;
+        }
         let groups = by_collection(parts);
         let parts = groups.iter().flat_map(|(_, parts)| parts).cloned();
         let mut ahead = Ahead::new(parts, self.source.side_by_side());
@@ -50,6 +55,52 @@ impl Scanner<'_> {
             if self.alive().is_empty() {
                 break;
             }
+        }
+        Ok(self.found)
+    }
+
+    /// Reads all collections at once.
+    async fn read_together(mut self, parts: Vec<Part>, mut items: ScanStream) -> Result<Scanned> {
+        let mut lanes = self.alive();
+        let mut all: Vec<(CollectionInfo, u64, u64)> = Vec::new();
+        for (info, _) in by_collection(parts) {
+            lanes = self.begin(lanes, &info).await;
+            all.push((info, 0, 0));
+        }
+        while let Some(item) = next(self.job, &mut items).await? {
+            lanes = self.lanes.drop_failed(lanes).await;
+            match item {
+                ScanItem::Batch(batch) => {
+                    self.job.count(&batch);
+                    if let Some((_, documents, bytes)) = all.iter_mut().find(|(info, ..)| info.id == batch.collection) {
+                        *documents += if batch.kind == Kind::Attachment { 0 } else { batch.len() as u64 };
+                        *bytes += match batch.kind {
+                            Kind::Attachment => batch.attachments.iter().map(|a| a.length).sum(),
+                            _ => batch.raw_bytes(),
+                        };
+                    }
+                    let outcomes = self.lanes.write(&lanes, batch).await;
+                    if outcomes.iter().any(|(_, outcome)| *outcome == WriteOutcome::ReadAgain) {
+                        return Err(Error::bug("an ordered collection was read together with others"));
+                    }
+                    lanes = outcomes.into_iter().map(|(i, _)| i).collect();
+                }
+                ScanItem::Catalog(info) => {
+                    lanes = self.begin(lanes, &info).await;
+                    all.push((info, 0, 0));
+                }
+                ScanItem::Skipped(bad) => self.found.skipped.push(bad),
+                ScanItem::Progress { .. } | ScanItem::Gone | ScanItem::Again(_) => {
+                    return Err(Error::bug("collections that are read together cannot be read again one by one"));
+                }
+            }
+            if lanes.is_empty() {
+                return Err(self.lanes.first_error());
+            }
+        }
+        for (info, documents, bytes) in all {
+            self.lanes.end(&lanes, &info.id).await;
+            self.found.read.push(ReadCollection { name: info.name, documents, bytes });
         }
         Ok(self.found)
     }

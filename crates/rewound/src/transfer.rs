@@ -307,6 +307,24 @@ pub(crate) fn check_new_revisions(sink: &dyn model::Sink, options: &model::Resto
     }
 }
 
+/// Refuses kinds that the target has no words for.
+pub(crate) fn check_kinds(options: &model::RestoreOptions, sink: &dyn model::Sink) -> Result<()> {
+    let words = sink.kinds();
+    if words.is_empty() && options.indexes != model::Indexes::Built {
+        return Err(Error::input("--indexes: the target has none that it builds by itself")
+            .hint("leave it out; it is for RavenDB"));
+    }
+    match options.kinds.iter().chain(&options.without_kinds).find(|word| !words.contains(&word.as_str())) {
+        None => Ok(()),
+        Some(word) => {
+            Err(Error::input(format!("{word} is no kind of thing that the target knows")).hint(match words {
+                [] => "leave --kinds and --without-kinds out; they are for RavenDB".to_owned(),
+                words => format!("what it knows: {}", words.join(", ")),
+            }))
+        }
+    }
+}
+
 /// Refuses names of collections that are not there.
 pub(crate) fn check_names<'a>(
     options: &model::RestoreOptions,

@@ -19,6 +19,8 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 pub struct Raven {
     /// Whether it is the oldest server that there is, instead of the newest.
     oldest: bool,
+    /// Whether it takes only clients with a certificate, by https.
+    secured: bool,
     port: u16,
     folder: tempfile::TempDir,
     child: Mutex<Option<Child>>,
@@ -37,8 +39,17 @@ impl Raven {
 
     /// A server of its own.
     pub fn start(oldest: bool) -> Raven {
+        Raven::started(oldest, false)
+    }
+
+    /// A server of its own that takes only clients with a certificate; [`Database::url`] names it.
+    pub fn start_secured() -> Raven {
+        Raven::started(false, true)
+    }
+
+    fn started(oldest: bool, secured: bool) -> Raven {
         let folder = tempfile::tempdir().unwrap();
-        let server = Raven { oldest, port: free_port(), folder, child: Mutex::new(None) };
+        let server = Raven { oldest, secured, port: free_port(), folder, child: Mutex::new(None) };
         server.run();
         server
     }
@@ -46,7 +57,11 @@ impl Raven {
     /// Starts the process, after [`Raven::kill`] again with the same data.
     pub fn run(&self) {
         let mut command = Command::new(program(self.oldest));
-        command.arg(format!("--ServerUrl=http://127.0.0.1:{}", self.port));
+        let scheme = if self.secured { "https" } else { "http" };
+        command.arg(format!("--ServerUrl={scheme}://127.0.0.1:{}", self.port));
+        if self.secured {
+            command.arg(format!("--Security.Certificate.Path={}", fixture("server.pfx")));
+        }
         command.arg(format!("--ServerUrl.Tcp=tcp://127.0.0.1:{}", free_port()));
         command.arg(format!("--DataDir={}", self.folder.path().join("data").display()));
         command.arg(format!("--Logs.Path={}", self.folder.path().join("logs").display()));
@@ -65,7 +80,11 @@ impl Raven {
     }
 
     fn is_up(&self) -> bool {
-        TcpStream::connect(("127.0.0.1", self.port)).is_ok() && self.try_request("GET", "/build/version", b"").is_ok()
+        let connects = TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+        if self.secured {
+            return connects && fs::read_to_string(self.log()).unwrap_or_default().contains("Server started");
+        }
+        connects && self.try_request("GET", "/build/version", b"").is_ok()
     }
 
     fn log(&self) -> PathBuf {
@@ -163,7 +182,13 @@ pub struct Database {
 impl Database {
     /// Its URL.
     pub fn url(&self) -> String {
-        format!("ravendb+http://{}/{}", self.server.host(), self.name)
+        match self.server.secured {
+            false => format!("ravendb+http://{}/{}", self.server.host(), self.name),
+            true => {
+                let (client, authority) = (fixture("client.pem"), fixture("authority.pem"));
+                format!("ravendb+https://{}/{}?certificate={client}&ca={authority}", self.server.host(), self.name)
+            }
+        }
     }
 
     /// Its server.
@@ -216,6 +241,11 @@ impl Database {
     pub fn clean_tombstones(&self) {
         self.done("POST", "/admin/tombstones/cleanup", b"");
     }
+}
+
+/// The path of a certificate for tests.
+pub fn fixture(name: &str) -> String {
+    format!("{}/fixtures/ravendb/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A text as a part of a query.

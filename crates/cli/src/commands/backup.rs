@@ -10,7 +10,7 @@ use rewound::backup::{BackupReport, Destination, VaultOutcome, backup};
 use rewound::exit::Exit;
 use rewound::live::LiveOptions;
 use rewound::paced::{Paced, parse_rate};
-use rewound::registry;
+use rewound::registry::{self, Tombstones};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +47,13 @@ pub struct Args {
     /// The name of the source in the vault; the same name continues the same history
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
+    /// RavenDB: keep the server from forgetting deletions, so that only what changed need be read; makes a
+    /// disabled backup task in the database
+    #[arg(long, conflicts_with = "release_tombstones")]
+    hold_tombstones: bool,
+    /// RavenDB: remove the task of --hold-tombstones; later backups read everything and compare
+    #[arg(long)]
+    release_tombstones: bool,
     /// Then follow the source for ever, until Ctrl-C or SIGTERM
     #[arg(long)]
     pub live: bool,
@@ -106,7 +113,21 @@ const LISTED: usize = 12;
 /// Backs up.
 pub async fn run(args: Args, context: &Context) -> Outcome {
     let url = args.source.or(args.jobflow.map(|path| format!("jobflow:{path}"))).unwrap_or_default();
-    let source = registry::source(&url, &context.reach).or_usage()?;
+    let mut reach = context.reach.clone();
+    if args.hold_tombstones {
+        reach.tombstones = Tombstones::Hold;
+    } else if args.release_tombstones {
+        reach.tombstones = Tombstones::Release;
+    }
+    let source = registry::source(&url, &reach).or_usage()?;
+    match reach.tombstones {
+        Tombstones::Hold => context.ui.note(
+            "RavenDB keeps its tombstones from now on, for a disabled backup task in the database named “rewound \
+             holds tombstones”; --release-tombstones ends that",
+        ),
+        Tombstones::Release => context.ui.note("the task that holds tombstones is removed from the database"),
+        Tombstones::AsBefore => {}
+    }
     let source = paced(source, args.limit.as_deref())?;
     let access = context.access()?;
     let mut destinations = Vec::new();

@@ -34,4 +34,10 @@ pub(crate) fn of_database(build: &Build) -> &'static [&'static str] {
 }
 
 /// What is exported of changes.
-pub(crate) const CHANGES: &[&str] = &["Documents", "RevisionDocuments", "Tombstones"];
+pub(crate) fn of_changes(build: &Build) -> &'static [&'static str] {
+    match build.build {
+        ..42_000 => &["Documents", "RevisionDocuments", "Tombstones"],
+        42_000..50_000 => &["Documents", "RevisionDocuments", "Attachments", "Tombstones", "CounterGroups"],
+        _ => &["Documents", "RevisionDocuments", "Attachments", "Tombstones", "CounterGroups", "TimeSeries"],
+    }
+}

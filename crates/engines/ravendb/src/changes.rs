@@ -3,11 +3,15 @@
 use crate::catalog;
 use crate::dump::Reader;
 use crate::gather::{DATABASE, Gather, Route, collection_id};
+use crate::increment::{Increment, Nothing, Owned, Taker};
 use crate::server::{Server, Stats};
+use crate::told::Since;
+use crate::wake::Wake;
+use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
     AttachmentStore, Batch, ChangeBatch, ChangeItem, ChangeStream, Clock, EngineTime, Error, ErrorKind, Following,
-    Position, Result, SystemClock, Until,
+    HashingStore, Position, Result, Selection, SystemClock, Until,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -16,7 +20,9 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-/// How often a database that is followed is asked for its last etag.
+/// How long changes gather after those that were read, so that each write is not read alone.
+const REST: Duration = Duration::from_millis(50);
+/// How often a database that is followed is asked for its last etag, where the server does not wake us.
 const ASK: Duration = Duration::from_millis(500);
 /// How often what belongs to the database itself is compared: its changes move no etag.
 const ASK_DATABASE: Duration = Duration::from_secs(30);
@@ -36,6 +42,9 @@ pub(crate) struct Place {
     /// What belonged to the database itself, hashed; none if it was not looked at.
     #[serde(default)]
     own: Option<String>,
+    /// How many things documents own; none if that is not known of this very etag.
+    #[serde(default)]
+    owned: Option<Owned>,
 }
 
 /// What can be read from a place on.
@@ -52,7 +61,14 @@ pub(crate) enum Verdict {
 impl Place {
     /// Where a database stands.
     pub fn at(stats: &Stats, hold: u64) -> Place {
-        Place { database: stats.database_id.clone(), etag: stats.etag(), hold, read: 0, own: None }
+        Place {
+            database: stats.database_id.clone(),
+            etag: stats.etag(),
+            hold,
+            read: 0,
+            own: None,
+            owned: Some(Owned::of(stats)),
+        }
     }
 
     pub fn of(position: &Position) -> Result<Place> {
@@ -62,6 +78,33 @@ impl Place {
 
     pub fn position(&self) -> Result<Position> {
         serde_json::to_string(self).map(Position).map_err(|e| Error::bug("writing a position").caused_by(e))
+    }
+
+    /// The changes from here on.
+    fn increment(&self, server: &Arc<Server>, from: &Following, store: Arc<dyn AttachmentStore>) -> Increment {
+        Increment {
+            server: server.clone(),
+            since: Since { database: self.database.clone(), etag: self.etag },
+            owned: self.owned,
+            selection: from.selection.clone(),
+            store,
+            known: from.collections.iter().map(|c| c.name.clone()).collect(),
+        }
+    }
+
+    /// Why changes from here on cannot be told, although deletions are; none if they can.
+    pub async fn untold(&self, server: &Arc<Server>, stats: &Stats, selection: &Selection) -> Result<Option<String>> {
+        if stats.etag() == self.etag {
+            return Ok(None);
+        }
+        let (position, collections) = (self.position()?, Vec::new());
+        let from = Following { position, time: EngineTime::ZERO, collections, selection: selection.clone() };
+        let increment = self.increment(server, &from, Arc::new(HashingStore));
+        match increment.read(&mut Nothing, true).await {
+            Ok(_) => Ok(None),
+            Err(e) if e.kind() == ErrorKind::HistoryLost => Ok(Some(e.message().to_owned())),
+            Err(e) => Err(e),
+        }
     }
 
     /// What can be read from here on, of a database that is now like this.
@@ -84,13 +127,7 @@ impl Place {
 
 /// What the feed of changes cannot tell, if the database has it.
 pub(crate) fn obstacle(stats: &Stats) -> Option<&'static str> {
-    let counted = [
-        (stats.count_of_attachments, "the database holds attachments"),
-        (stats.count_of_counter_entries, "the database holds counters, whose deletions the server does not tell"),
-        (stats.count_of_time_series_segments, "the database holds time series, whose deletions it does not tell"),
-        (stats.conflicts(), "the database holds conflicts"),
-    ];
-    counted.into_iter().find(|(n, _)| *n > 0).map(|(_, what)| what)
+    (stats.conflicts() > 0).then_some("the database holds conflicts")
 }
 
 /// Follows a database from a place on.
@@ -103,7 +140,8 @@ pub(crate) async fn follow(
     let place = Place::of(&from.position)?;
     let known = from.collections.iter().map(|c| c.id.clone()).collect();
     let (out, items) = tokio::sync::mpsc::channel(2);
-    let mut feed = Feed { server, from: from.clone(), place, known, time: from.time, store, out };
+    let mut feed =
+        Feed { server, from: from.clone(), place, known, names: HashMap::new(), time: from.time, store, out };
     tokio::spawn(async move {
         if let Err(error) = feed.run(until).await {
             let _ = feed.out.send(Err(error)).await;
@@ -117,14 +155,28 @@ struct Feed {
     from: Following,
     place: Place,
     known: HashSet<model::CollectionId>,
+    /// Names of collections, as the server last said.
+    names: HashMap<model::CollectionId, String>,
     time: EngineTime,
     store: Arc<dyn AttachmentStore>,
     out: Sender<Result<ChangeItem>>,
 }
 
+#[async_trait]
+impl Taker for Feed {
+    fn begins(&mut self) {
+        self.tick();
+    }
+
+    async fn take(&mut self, batch: Batch) -> Result<()> {
+        self.give_batch(batch).await
+    }
+}
+
 impl Feed {
     async fn run(&mut self, until: Until) -> Result<()> {
         let mut compared: Option<Instant> = None;
+        let mut wake = None;
         loop {
             let stats = self.server.must_stats().await?;
             let hold = crate::hold::task(&self.server).await?;
@@ -134,7 +186,7 @@ impl Feed {
             }
             let due = compared.is_none_or(|at| at.elapsed() >= ASK_DATABASE);
             if stats.etag() > self.place.etag {
-                self.read(stats.etag()).await?;
+                self.read().await?;
             } else {
                 self.tick();
             }
@@ -146,7 +198,9 @@ impl Feed {
             if until == Until::Now {
                 return Ok(());
             }
-            tokio::time::sleep(ASK).await;
+            let wake = wake.get_or_insert_with(|| Wake::new(self.server.clone()));
+            tokio::time::sleep(REST).await;
+            wake.wait(ASK).await;
         }
     }
 
@@ -165,49 +219,27 @@ impl Feed {
         self.give(ChangeItem::Commit { position: self.place.position()?, time: self.time }).await
     }
 
-    /// Reads all changes of one transaction, which sees at least what had happened up to `seen`.
-    async fn read(&mut self, seen: u64) -> Result<()> {
-        let build = self.server.build().await?;
-        let input = self.server.export(&build, catalog::CHANGES, None, Some(self.place.etag + 1)).await?;
-        // The transaction is open: what it shows is the state of now.
-        self.tick();
-        let mut reader = Reader::new(input);
-        let mut gather = Gather::new(Route::Each, self.from.selection.clone(), self.store.clone());
-        let mut names: Option<HashMap<model::CollectionId, String>> = None;
-        let mut last = seen;
-        while let Some(event) = reader.next().await? {
-            if let crate::dump::Event::Item(item) = &event {
-                last = last.max(etag_of(item, &self.place.database));
-            }
-            gather.take(&mut reader, event).await?;
-            for batch in gather.take_ready() {
-                self.give_batch(batch, &mut names).await?;
-            }
-        }
-        for batch in gather.finish() {
-            self.give_batch(batch, &mut names).await?;
-        }
-        // What came after the look before the export was not part of it.
-        if let Some(why) = obstacle(&self.server.must_stats().await?) {
-            return Err(Error::new(ErrorKind::HistoryLost, why));
-        }
-        // Not the etag of afterwards: what this very transaction showed.
-        self.place.etag = last;
+    /// Reads all changes of one transaction.
+    async fn read(&mut self) -> Result<()> {
+        let increment = self.place.increment(&self.server, &self.from, self.store.clone());
+        let end = increment.read(self, false).await?;
+        // Not what there is afterwards: what this very transaction showed.
+        (self.place.etag, self.place.owned) = (end.etag, end.owned);
         Ok(())
     }
 
-    async fn give_batch(
-        &mut self,
-        batch: Batch,
-        names: &mut Option<HashMap<model::CollectionId, String>>,
-    ) -> Result<()> {
+    async fn give_batch(&mut self, batch: Batch) -> Result<()> {
         let id = batch.collection.clone();
         if !self.known.contains(&id) {
-            if names.is_none() {
-                let all = self.server.collections().await?;
-                *names = Some(all.into_keys().map(|name| (collection_id(&name), name)).collect());
+            if batch.kind.is_tombstone() {
+                // Nothing of it was ever read.
+                return Ok(());
             }
-            let name = names.as_ref().and_then(|n| n.get(&id)).cloned().unwrap_or_else(|| id.as_str().to_owned());
+            if !self.names.contains_key(&id) {
+                let all = self.server.collections().await?;
+                self.names = all.into_keys().map(|name| (collection_id(&name), name)).collect();
+            }
+            let name = self.names.get(&id).cloned().unwrap_or_else(|| id.as_str().to_owned());
             if !self.from.selection.takes(&name) {
                 return Ok(());
             }
@@ -236,15 +268,14 @@ impl Feed {
         self.give(ChangeItem::Catalog { info: Some(info), collection, time }).await?;
         // What came after the drop of the same time must count: it is of the next moment.
         self.tick();
-        let mut names = None;
         while let Some(event) = reader.next().await? {
             gather.take(&mut reader, event).await?;
             for batch in gather.take_ready() {
-                self.give_batch(batch, &mut names).await?;
+                self.give_batch(batch).await?;
             }
         }
         for batch in gather.finish() {
-            self.give_batch(batch, &mut names).await?;
+            self.give_batch(batch).await?;
         }
         self.place.own = Some(own);
         Ok(())
@@ -265,32 +296,10 @@ async fn hashed(mut reader: Reader) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// The etag that an item has in a database: a part of its change vector, or its own.
-fn etag_of(item: &crate::dump::Item, database: &str) -> u64 {
-    #[derive(Deserialize)]
-    struct Head<'a> {
-        #[serde(rename = "Etag")]
-        etag: Option<u64>,
-        #[serde(borrow, rename = "@metadata")]
-        metadata: Option<Inner<'a>>,
-    }
-    #[derive(Deserialize)]
-    struct Inner<'a> {
-        #[serde(borrow, rename = "@change-vector")]
-        vector: Option<std::borrow::Cow<'a, str>>,
-    }
-    let Ok(head) = crate::dump::parse::<Head<'_>>(&item.body, "an item") else { return 0 };
-    let vector = head.metadata.and_then(|m| m.vector).unwrap_or_default();
-    let mine = vector.split(", ").filter_map(|part| part.trim().strip_suffix(database)?.strip_suffix('-'));
-    let of_vector = mine.filter_map(|part| part.split_once(':')?.1.parse().ok()).max();
-    head.etag.into_iter().chain(of_vector).max().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::dump::Item;
 
     fn stats(json: &str) -> Stats {
         serde_json::from_str(json).unwrap()
@@ -299,7 +308,7 @@ mod tests {
     #[test]
     fn a_place_is_gone_on_from_only_if_nothing_can_be_missed() {
         let now = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":9}"#);
-        let place = Place { database: "d".into(), etag: 7, hold: 3, read: 0, own: None };
+        let place = Place { database: "d".into(), etag: 7, hold: 3, read: 0, own: None, owned: None };
         assert_eq!(Place::of(&place.position().unwrap()).unwrap(), place);
         assert_eq!(place.judge(&now, Some(3)), Verdict::GoesOn);
         assert!(matches!(place.judge(&now, None), Verdict::Compare(_)));
@@ -308,16 +317,7 @@ mod tests {
         assert!(matches!(place.judge(&other, Some(3)), Verdict::Lost(_)));
         let older = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":6}"#);
         assert!(matches!(place.judge(&older, Some(3)), Verdict::Lost(_)));
-        let with = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":9,"CountOfAttachments":1}"#);
+        let with = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":9,"CountOfConflicts":1}"#);
         assert!(matches!(place.judge(&with, Some(3)), Verdict::Compare(_)));
-    }
-
-    #[test]
-    fn etags_are_the_databases_own() {
-        let item = |body: &'static str| Item { section: "Docs".into(), body: body.into(), metadata: None, blob: None };
-        let vector = r#"{"@metadata":{"@change-vector":"A:31-me, B:99-other"}}"#;
-        assert_eq!(etag_of(&item(vector), "me"), 31);
-        assert_eq!(etag_of(&item(r#"{"Etag":12,"ChangeVector":"A:3-me"}"#), "me"), 12);
-        assert_eq!(etag_of(&item("{}"), "me"), 0);
     }
 }

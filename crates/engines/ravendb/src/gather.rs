@@ -1,7 +1,7 @@
 //! From items of a dump to batches: one builder for each collection and kind.
 
 use crate::dump::{Event, Item, Reader, parse};
-use crate::keys::{self, joined, lower};
+use crate::keys::{self, lower};
 use crate::metadata::{Attached, Metadata};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// The collection of what belongs to the database, not to one of its collections.
 pub(crate) const DATABASE: &str = "@database";
 /// Bytes of a time series' segment at most: the server's are 2 KiB.
-const SEGMENT_MAX: u64 = 1 << 20;
+pub(crate) const SEGMENT_MAX: u64 = 1 << 20;
 
 /// The identity of a collection: names ignore case.
 pub(crate) fn collection_id(name: &str) -> CollectionId {
@@ -38,22 +38,48 @@ pub(crate) struct Entry {
     pub size: u64,
 }
 
+impl Entry {
+    /// What is said of an attachment of a document, or of one of its revisions.
+    pub fn of(id: &str, revision: Option<&str>, attached: Attached) -> Entry {
+        Entry {
+            document: id.to_owned(),
+            revision: revision.map(str::to_owned),
+            name: attached.name,
+            hash: attached.hash,
+            content_type: attached.content_type,
+            size: attached.size,
+        }
+    }
+}
+
 /// The head of an attachment's content in a dump.
 #[derive(Deserialize)]
-struct Head {
+pub(crate) struct Head {
     #[serde(rename = "Hash")]
-    hash: String,
+    pub hash: String,
 }
 
 /// A deletion, as the server tells it.
 #[derive(Deserialize)]
-struct Tombstone {
+pub(crate) struct Tombstone {
     #[serde(rename = "Key")]
-    key: String,
+    pub key: String,
     #[serde(rename = "Type")]
-    kind: String,
+    pub kind: String,
     #[serde(rename = "Collection")]
     collection: Option<String>,
+}
+
+impl Tombstone {
+    /// The collection of what was deleted.
+    pub fn collection(&self) -> &str {
+        self.collection.as_deref().filter(|c| !c.is_empty()).unwrap_or(crate::metadata::EMPTY)
+    }
+
+    /// The change vector of a revision that was deleted.
+    pub fn vector(&self) -> &str {
+        self.key.rsplit(keys::SEPARATOR).next().unwrap_or_default()
+    }
 }
 
 /// Where items go.
@@ -78,6 +104,8 @@ pub(crate) struct Gather {
     pub lenient: bool,
     /// Which documents have counters, where counters do not come by collection.
     pub owners: Arc<Owners>,
+    /// The same, of what was read so far.
+    counted: Owners,
     /// What newer files of a chain say, where there is one.
     pub newer: Option<Newer>,
     builders: Vec<(CollectionId, Kind, BatchBuilder)>,
@@ -95,6 +123,7 @@ impl Gather {
             contents: HashMap::new(),
             lenient: false,
             owners: Arc::default(),
+            counted: Owners::default(),
             newer: None,
             builders: Vec::new(),
             ready: Vec::new(),
@@ -154,7 +183,7 @@ impl Gather {
                 let owner = key.split(keys::SEPARATOR).next().unwrap_or_default();
                 let collection = match &self.route {
                     Route::All(name) => name.clone(),
-                    _ => self.owners.of(owner).unwrap_or(DATABASE).to_owned(),
+                    _ => self.counted.of(owner).or(self.owners.of(owner)).unwrap_or(DATABASE).to_owned(),
                 };
                 self.owned(&collection, kind, &key, &item.body);
                 Ok(())
@@ -177,8 +206,11 @@ impl Gather {
             return Ok(());
         }
         let (id, name) = (lower(metadata.id()?), self.name(&collection));
-        if !self.selection.takes_key(&name, id.as_bytes()) {
+        if !self.takes(&name) || !self.selection.takes_key(&name, id.as_bytes()) {
             return Ok(());
+        }
+        if kind == Kind::Document && metadata.counters.is_some() && matches!(self.route, Route::Each) {
+            self.counted.add(&id, &collection);
         }
         let revision = match kind {
             Kind::Revision => {
@@ -203,10 +235,6 @@ impl Gather {
             if self.lenient {
                 return Ok(());
             }
-            if matches!(self.route, Route::Each) {
-                let text = format!("{id} has attachments, which changes do not bring");
-                return Err(Error::new(model::ErrorKind::HistoryLost, text));
-            }
             return Err(Error::corrupt(format!(
                 "the content of the attachment {} of {id} did not come",
                 attached.name
@@ -218,19 +246,11 @@ impl Gather {
                 attached.name, content.length, attached.size
             )));
         }
-        let (name, kind) = (lower(&attached.name), lower(&attached.content_type));
-        let key = match revision {
-            None => joined(&[id, "d", &name, &attached.hash, &kind]),
-            Some(revision) => joined(&[id, "r", revision, &name, &attached.hash, &kind]),
-        };
-        let entry = Entry {
-            document: id.to_owned(),
-            revision: revision.map(str::to_owned),
-            name: attached.name,
-            hash: attached.hash,
-            content_type: attached.content_type,
-            size: attached.size,
-        };
+        let key = attached.key(id, revision);
+        self.push_attachment(collection, &key, Entry::of(id, revision, attached), content)
+    }
+
+    pub fn push_attachment(&mut self, collection: &str, key: &str, entry: Entry, content: AttachmentRef) -> Result<()> {
         let body = serde_json::to_vec(&entry).map_err(|e| Error::bug("an attachment's entry").caused_by(e))?;
         let builder = self.builder(collection, Kind::Attachment);
         self.builders[builder].2.push_attachment(key.as_bytes(), &body, content);
@@ -239,7 +259,7 @@ impl Gather {
     }
 
     /// The raw bytes become a member of the item, as base64.
-    fn time_series(&mut self, body: &[u8], blob: &[u8]) -> Result<()> {
+    pub fn time_series(&mut self, body: &[u8], blob: &[u8]) -> Result<()> {
         #[derive(Deserialize)]
         struct Segment {
             #[serde(rename = "@raven-data")]
@@ -274,22 +294,9 @@ impl Gather {
 
     fn tombstone(&mut self, body: &[u8]) -> Result<()> {
         let tombstone: Tombstone = parse(body, "a tombstone")?;
-        if !matches!(self.route, Route::Each) {
-            // A dump as a source is a state: what it says to be deleted is not there.
-            if let Some(newer) = &mut self.newer {
-                newer.deleted(&tombstone);
-            }
-            return Ok(());
-        }
-        let collection = tombstone.collection.as_deref().filter(|c| !c.is_empty()).unwrap_or(crate::metadata::EMPTY);
-        match tombstone.kind.as_str() {
-            "Document" => self.push(collection, Kind::Tombstone, lower(&tombstone.key).as_bytes(), b""),
-            "Revision" => {
-                let vector = tombstone.key.rsplit(keys::SEPARATOR).next().unwrap_or_default().to_owned();
-                self.push(collection, Kind::tombstone_of("revision"), vector.as_bytes(), b"");
-            }
-            // There were none at the start, and are none now: it came and went in between.
-            _ => {}
+        // A dump as a source is a state: what it says to be deleted is not there.
+        if let Some(newer) = &mut self.newer {
+            newer.deleted(&tombstone);
         }
         Ok(())
     }
@@ -327,7 +334,8 @@ impl Gather {
 
     fn takes(&self, collection: &str) -> bool {
         match &self.route {
-            Route::All(_) | Route::Each => true,
+            Route::All(_) => true,
+            Route::Each => self.selection.takes(collection),
             Route::Only(name) => name == collection || lower(name) == lower(collection),
         }
     }
@@ -340,7 +348,7 @@ impl Gather {
         }
     }
 
-    fn push(&mut self, collection: &str, kind: Kind, key: &[u8], body: &[u8]) {
+    pub fn push(&mut self, collection: &str, kind: Kind, key: &[u8], body: &[u8]) {
         let builder = self.builder(collection, kind);
         self.builders[builder].2.push(key, body);
         self.settle(builder);
@@ -389,7 +397,7 @@ impl Owners {
         self.of.insert(short(id), number as u32);
     }
 
-    fn of(&self, id: &str) -> Option<&str> {
+    pub fn of(&self, id: &str) -> Option<&str> {
         self.of.get(&short(id)).and_then(|n| self.names.get(*n as usize)).map(String::as_str)
     }
 }
@@ -429,8 +437,7 @@ impl Newer {
                 self.now.insert(long("owner", &id));
             }
             "Revision" => {
-                let vector = tombstone.key.rsplit(keys::SEPARATOR).next().unwrap_or_default();
-                self.now.insert(long("revision", vector));
+                self.now.insert(long("revision", tombstone.vector()));
             }
             // Documents say themselves which attachments they have.
             _ => {}

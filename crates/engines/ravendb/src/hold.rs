@@ -57,3 +57,13 @@ pub(crate) async fn begin(server: &Server) -> Result<u64> {
     let made: Made = server.json(request, "making the task that holds tombstones").await?;
     Ok(made.task)
 }
+
+/// Removes the task, if there is one; the server forgets deletions again.
+pub(crate) async fn end(server: &Server) -> Result<()> {
+    while let Some(task) = task(server).await? {
+        let task = task.to_string();
+        let request = server.of_database(Method::DELETE, &["admin", "tasks"], &[("id", &task), ("type", "Backup")])?;
+        server.send(request, "removing the task that holds tombstones").await?;
+    }
+    Ok(())
+}

@@ -2,20 +2,27 @@
 
 mod catalog;
 mod changes;
+mod choice;
+mod contents;
 pub mod dump;
 mod gather;
 mod hold;
+mod increment;
 pub mod keys;
 mod maker;
 mod members;
 mod metadata;
 mod proof;
+mod replace;
 mod server;
 mod sink;
 mod source;
+mod temporary;
+mod told;
 mod upload;
+mod wake;
 
 pub use dump::{DumpSink, DumpSource};
-pub use server::Server;
+pub use server::{Server, Tombstones};
 pub use sink::RavenSink;
 pub use source::RavenSource;

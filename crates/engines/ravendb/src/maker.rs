@@ -1,11 +1,13 @@
 //! A dump made on the fly out of batches, in an order that the server's import can take: the content
 //! of attachments before the documents that name it, counters and time series after their documents,
-//! settings last. What comes too early waits in temporary files without a name.
+//! settings last. What comes too early waits in encrypted temporary files without a name.
 
+use crate::choice::Choice;
 use crate::dump::{Compressor, Writer, attachment_head, parse};
 use crate::gather::{Entry, hash_bytes};
 use crate::keys::{self, joined, lower};
 use crate::members::{of, with, without, without_surrogates};
+use crate::temporary::{Again, Temporary};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,8 +15,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use model::{AttachmentRef, AttachmentStore, Batch, Encoding, Error, Kind, RestoreReport, Result};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 /// Bytes of attachments after which a document must follow: the server takes both in one transaction.
@@ -39,9 +40,9 @@ pub(crate) struct Maker<O> {
     store: Arc<dyn AttachmentStore>,
     /// Hashes of the contents that were sent.
     sent: HashSet<[u8; 32]>,
-    later: BTreeMap<(u8, String), BufWriter<File>>,
+    later: BTreeMap<(u8, String), Temporary>,
     /// Contents that came while there was no document that could follow them.
-    contents: Option<BufWriter<File>>,
+    contents: Option<Temporary>,
     has_documents: bool,
     /// A document that was sent already, and may be sent again after attachments.
     carrier: Option<Bytes>,
@@ -52,6 +53,8 @@ pub(crate) struct Maker<O> {
     pub settings_first: bool,
     /// Keys of subscriptions that are left as they are.
     pub kept: HashSet<Vec<u8>>,
+    /// Which kinds of things come.
+    pub choice: Choice,
     pub report: RestoreReport,
 }
 
@@ -70,6 +73,7 @@ impl<O: Output> Maker<O> {
             record: None,
             settings_first: false,
             kept: HashSet::new(),
+            choice: Choice::default(),
             report: RestoreReport::default(),
         })
     }
@@ -91,8 +95,11 @@ impl<O: Output> Maker<O> {
             if section == "Subscriptions" && self.kept.contains(batch.key_of(i)) {
                 continue;
             }
-            let made = without_surrogates(batch.body_of(i));
-            let body = made.as_deref().unwrap_or(batch.body_of(i));
+            let body = batch.body_of(i);
+            let stripped = if batch.kind == Kind::Document { self.choice.stripped(body) } else { None };
+            let body = stripped.as_deref().unwrap_or(body);
+            let made = without_surrogates(body);
+            let body = made.as_deref().unwrap_or(body);
             self.report.documents += 1;
             self.report.bytes += body.len() as u64;
             self.one(&batch.kind, &section, body).await?;
@@ -157,6 +164,9 @@ impl<O: Output> Maker<O> {
 
     async fn attachments(&mut self, batch: &Batch) -> Result<()> {
         for (i, content) in batch.attachments.iter().enumerate() {
+            if self.choice.leaves_out_attachment(batch.key_of(i)) {
+                continue;
+            }
             let entry: Entry = parse(batch.body_of(i), "the entry of an attachment")
                 .map_err(|_| Error::unsupported("these are not attachments of RavenDB"))?;
             self.report.attachments += 1;
@@ -220,7 +230,7 @@ impl<O: Output> Maker<O> {
     async fn waiting_contents(&mut self) -> Result<()> {
         let Some(file) = self.contents.take() else { return Ok(()) };
         let section = if self.has_documents { "Docs" } else { "RevisionDocuments" };
-        let mut file = rewound(file)?;
+        let mut file = file.again().map_err(spilling)?;
         let (mut head, mut length, mut piece) = (Vec::new(), [0; 8], vec![0; 128 << 10]);
         while read_framed(&mut file, &mut head)? {
             self.writer.item(section, &head)?;
@@ -265,7 +275,7 @@ impl<O: Output> Maker<O> {
             {
                 self.writer.value(RECORD, record)?;
             }
-            let (mut file, mut body) = (rewound(file)?, Vec::new());
+            let (mut file, mut body) = (file.again().map_err(spilling)?, Vec::new());
             while read_framed(&mut file, &mut body)? {
                 match section.as_str() {
                     "TimeSeries" => self.segment(&body)?,
@@ -325,23 +335,16 @@ fn without_missing(body: &[u8], sent: &HashSet<[u8; 32]>) -> Option<Vec<u8>> {
     })
 }
 
-fn temporary() -> Result<BufWriter<File>> {
-    tempfile::tempfile().map(BufWriter::new).map_err(spilling)
+fn temporary() -> Result<Temporary> {
+    Temporary::new().map_err(spilling)
 }
 
-/// A temporary file from its start.
-fn rewound(file: BufWriter<File>) -> Result<BufReader<File>> {
-    let mut file = file.into_inner().map_err(|e| spilling(e.into_error()))?;
-    file.seek(SeekFrom::Start(0)).map_err(spilling)?;
-    Ok(BufReader::with_capacity(256 << 10, file))
-}
-
-fn write_framed(file: &mut BufWriter<File>, body: &[u8]) -> Result<()> {
+fn write_framed(file: &mut Temporary, body: &[u8]) -> Result<()> {
     file.write_all(&(body.len() as u32).to_le_bytes()).and_then(|()| file.write_all(body)).map_err(spilling)
 }
 
 /// Reads what [`write_framed`] wrote; false at the end.
-fn read_framed(file: &mut BufReader<File>, body: &mut Vec<u8>) -> Result<bool> {
+fn read_framed(file: &mut Again, body: &mut Vec<u8>) -> Result<bool> {
     let mut length = [0; 4];
     if file.read(&mut length[..1]).map_err(spilling)? == 0 {
         return Ok(false);

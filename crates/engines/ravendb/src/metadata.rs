@@ -1,6 +1,7 @@
 //! What a document's `@metadata` says, as far as Rewound must know it.
 
 use crate::dump::parse;
+use crate::keys::{joined, lower};
 use model::{Error, Result};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -34,6 +35,17 @@ pub(crate) struct Attached {
     pub content_type: String,
     #[serde(rename = "Size", default)]
     pub size: u64,
+}
+
+impl Attached {
+    /// The key that the server gives it, of a document or of one of its revisions.
+    pub fn key(&self, id: &str, revision: Option<&str>) -> String {
+        let (name, kind) = (lower(&self.name), lower(&self.content_type));
+        match revision {
+            None => joined(&[id, "d", &name, &self.hash, &kind]),
+            Some(revision) => joined(&[id, "r", revision, &name, &self.hash, &kind]),
+        }
+    }
 }
 
 impl<'a> Metadata<'a> {

@@ -13,9 +13,11 @@ const SETTINGS: &[&str] = &["DatabaseRecord", "Subscriptions", "Conflicts", "Rep
 
 /// What of a batch is compared; none of it, if the server makes all of it anew. A server of another
 /// version has other words for indexes.
-pub(crate) fn provable(batch: &Batch, same_version: bool) -> Option<Cow<'_, Batch>> {
+/// Where documents lose their counters or time series on the way, they are `rewritten`, all of them.
+pub(crate) fn provable(batch: &Batch, same_version: bool, rewritten: bool) -> Option<Cow<'_, Batch>> {
     let form: fn(&[u8]) -> Option<Vec<u8>> = match &batch.kind {
-        Kind::Document | Kind::Revision => document,
+        Kind::Document | Kind::Revision if rewritten => |body| document(body, true),
+        Kind::Document | Kind::Revision => |body| document(body, false),
         Kind::Counter => |body| without(body, &["ChangeVector"]),
         Kind::TimeSeries => |body| with(body, "@raven-data", |data| without(data, &["ChangeVector"])),
         Kind::Meta(section) if SETTINGS.contains(&section.as_str()) => return None,
@@ -30,9 +32,9 @@ pub(crate) fn provable(batch: &Batch, same_version: bool) -> Option<Cow<'_, Batc
     Some(Cow::Owned(built.take()))
 }
 
-fn document(body: &[u8]) -> Option<Vec<u8>> {
+fn document(body: &[u8], rewritten: bool) -> Option<Vec<u8>> {
     with(body, "@metadata", |metadata| {
-        let is_rewritten = of(metadata, "@counters").or(of(metadata, "@timeseries")).is_some();
+        let is_rewritten = rewritten || of(metadata, "@counters").or(of(metadata, "@timeseries")).is_some();
         let left = without(metadata, if is_rewritten { REWRITTEN } else { VOLATILE })?;
         // Old servers leave the zone out: it is UTC.
         with(&left, "@last-modified", |time| {
@@ -52,8 +54,8 @@ mod tests {
         let body =
             br#"{"N":1.0,"@metadata":{"@collection":"U","@change-vector":"A:1","@id":"u","@last-modified":"tZ"}}"#;
         let form = br#"{"N":1.0,"@metadata":{"@collection":"U","@id":"u","@last-modified":"t"}}"#;
-        assert_eq!(document(body).unwrap(), form);
+        assert_eq!(document(body, false).unwrap(), form);
         let counted = br#"{"@metadata":{"@counters":["L"],"@id":"u","@last-modified":"t"}}"#;
-        assert_eq!(document(counted).unwrap(), br#"{"@metadata":{"@id":"u"}}"#);
+        assert_eq!(document(counted, false).unwrap(), br#"{"@metadata":{"@id":"u"}}"#);
     }
 }

@@ -22,7 +22,22 @@ const SHOWN: usize = 300;
 pub struct Server {
     /// The database, as people write it.
     url: String,
+    tombstones: Tombstones,
+    /// Another database than the URL names.
+    other: Option<String>,
     client: OnceLock<Client>,
+}
+
+/// What is to become of deletions, which a server forgets within minutes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tombstones {
+    /// They are held if they were held before.
+    #[default]
+    AsBefore,
+    /// They are held from now on, by a backup task in the database that is disabled.
+    Hold,
+    /// They are no longer held: the task is removed.
+    Release,
 }
 
 /// What a URL says.
@@ -99,7 +114,17 @@ impl Stats {
 impl Server {
     /// The database that a URL `ravendb+http://HOST:PORT/DATABASE` names; nothing is opened yet.
     pub fn new(url: impl Into<String>) -> Server {
-        Server { url: url.into(), client: OnceLock::new() }
+        Server { url: url.into(), tombstones: Tombstones::AsBefore, other: None, client: OnceLock::new() }
+    }
+
+    /// The same, with deletions held or no longer held.
+    pub fn tombstones(self, tombstones: Tombstones) -> Server {
+        Server { tombstones, ..self }
+    }
+
+    /// Another database of the same server.
+    pub(crate) fn named(&self, database: String) -> Server {
+        Server { other: Some(database), ..Server::new(self.url.clone()) }
     }
 
     fn place(&self) -> Result<Place> {
@@ -137,12 +162,14 @@ impl Server {
 
     /// The name of the database.
     pub fn database(&self) -> Result<String> {
-        self.place().map(|place| place.database)
+        let named = self.place()?.database;
+        Ok(self.other.clone().unwrap_or(named))
     }
 
-    /// Whether the user asked to keep tombstones from being cleaned.
-    pub(crate) fn wants_hold(&self) -> Result<bool> {
-        self.place().map(|place| place.hold)
+    /// What the user wants to become of deletions.
+    pub(crate) fn wanted_tombstones(&self) -> Result<Tombstones> {
+        let asked = self.place()?.hold;
+        Ok(if asked && self.tombstones == Tombstones::AsBefore { Tombstones::Hold } else { self.tombstones })
     }
 
     fn client(&self, place: &Place) -> Result<&Client> {
@@ -243,6 +270,58 @@ impl Server {
         }
         let request = self.of_database(Method::GET, &["collections", "stats"], &[])?;
         Ok(self.json::<Answer>(request, "asking for the collections").await?.collections)
+    }
+
+    /// Documents that are there of these, with their collections.
+    pub(crate) async fn collections_of(&self, ids: &[String]) -> Result<Vec<(String, String)>> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(rename = "Results", default)]
+            results: Vec<Option<Document>>,
+        }
+        #[derive(Deserialize)]
+        struct Document {
+            #[serde(rename = "@metadata")]
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            #[serde(rename = "@id")]
+            id: String,
+            #[serde(rename = "@collection")]
+            collection: Option<String>,
+        }
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = self.of_database(Method::POST, &["docs"], &[("metadataOnly", "true")])?;
+        let request = request.body(serde_json::json!({ "Ids": ids }).to_string());
+        let answer: Answer = self.json(request, "asking which collections documents are in").await?;
+        let all = answer.results.into_iter().flatten().map(|d| d.metadata);
+        Ok(all.map(|m| (m.id, m.collection.unwrap_or_else(|| crate::metadata::EMPTY.into()))).collect())
+    }
+
+    /// Stops all indexing of the database, until it is started again.
+    pub(crate) async fn stop_indexing(&self) -> Result<()> {
+        let request = self.of_database(Method::POST, &["admin", "indexes", "stop"], &[])?;
+        self.send(request.timeout(PAUSE), "stopping the indexes").await.map(drop)
+    }
+
+    /// Disables each index of the database.
+    pub(crate) async fn disable_indexes(&self) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(rename = "Results", default)]
+            names: Vec<String>,
+        }
+        let request = self.of_database(Method::GET, &["indexes"], &[("namesOnly", "true")])?;
+        let answer: Answer = self.json(request, "asking for the indexes").await?;
+        for name in answer.names {
+            let path = ["admin", "indexes", "disable"];
+            let request = self.of_database(Method::POST, &path, &[("name", &name)])?;
+            self.send(request.timeout(PAUSE), &format!("disabling the index {name}")).await?;
+        }
+        Ok(())
     }
 
     /// The names of the subscriptions that are there.

@@ -1,16 +1,18 @@
 //! A RavenDB database as a sink: one import of a dump that is made on the fly.
 
+use crate::choice::{Choice, KINDS};
 use crate::dump::Compressor;
 use crate::maker::Maker;
 use crate::proof;
+use crate::replace::{self, Sum};
 use crate::server::{Build, Server, Stats};
 use crate::upload::{self, Upload};
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::{
-    AttachmentStore, Batch, CollectionInfo, Description, Encoding, Error, IfExists, Leftovers, Loss, PlannedCollection,
-    RestoreOptions, RestorePlan, RestoreReport, Result, Sink, SinkSession,
+    AttachmentStore, Batch, CollectionInfo, Description, Encoding, Error, IfExists, Indexes, Kind, Leftovers, Loss,
+    PlannedCollection, RestoreOptions, RestorePlan, RestoreReport, Result, Sink, SinkSession,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,14 +22,35 @@ use tokio::sync::Mutex;
 #[derive(Debug)]
 pub struct RavenSink {
     server: Arc<Server>,
+    how: std::sync::Mutex<How>,
+}
+
+/// What was found out before a restore.
+#[derive(Debug, Clone, Default)]
+struct How {
     /// The build of the server that the backup is of, and of the target.
-    builds: std::sync::Mutex<(Option<u64>, u64)>,
+    from: Option<u64>,
+    to: u64,
+    choice: Choice,
+    indexes: Indexes,
+    /// Whether the database that is there is to be replaced.
+    replaces: bool,
+}
+
+impl How {
+    fn same_version(&self) -> bool {
+        self.from.is_none_or(|from| from / 1000 == self.to / 1000)
+    }
 }
 
 impl RavenSink {
     /// The database that the server stands for; nothing is opened yet.
     pub fn new(server: Arc<Server>) -> RavenSink {
-        RavenSink { server, builds: std::sync::Mutex::new((None, 0)) }
+        RavenSink { server, how: std::sync::Mutex::default() }
+    }
+
+    fn how(&self) -> std::sync::MutexGuard<'_, How> {
+        self.how.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -66,6 +89,7 @@ impl Sink for RavenSink {
         let database = self.server.database()?;
         let collections = planned(what, options)?;
         let mut phases = Vec::new();
+        let (choice, mut replaces) = (Choice::of(options), false);
         match self.server.stats().await? {
             None => phases.push(format!("make the database {database}")),
             Some(stats) => match (content(&stats), options.if_exists) {
@@ -80,10 +104,20 @@ impl Sink for RavenSink {
                     ));
                 }
                 (Some(there), IfExists::Replace) => {
-                    return Err(Error::unsupported(format!(
-                        "the database {database} holds {there}, and cannot be replaced"
-                    ))
-                    .hint("restore into a new database, look at it, then remove the old one in RavenDB Studio"));
+                    let selection = &options.selection;
+                    let whole = selection.only.is_empty() && selection.exclude.is_empty() && !selection.no_attachments;
+                    if !whole || !choice.is_all() {
+                        return Err(Error::input(format!(
+                            "the database {database} holds {there}, and would be replaced by a part of the backup"
+                        ))
+                        .hint("restore the part into a new database, or pass --if-exists merge"));
+                    }
+                    replaces = true;
+                    phases.push(format!(
+                        "write into a scratch database {database}-rewound-… and read it back; only then delete the \
+                         database {database}, which holds {there}, write it anew out of the scratch database, read \
+                         it back, and delete the scratch database"
+                    ));
                 }
             },
         }
@@ -101,8 +135,19 @@ impl Sink for RavenSink {
             phases.push("indexes are written in the words of the target's version: those are not compared".into());
         }
         phases.push("last, put the database's settings in force (revisions, expiration, tasks, connections)".into());
+        match options.indexes {
+            Indexes::Built => {}
+            Indexes::Stopped => phases.push(
+                "indexing is stopped before, and stays so until it is started in RavenDB Studio or the database is \
+                 loaded again"
+                    .into(),
+            ),
+            Indexes::Disabled => phases.push(
+                "indexing is stopped before, and each index disabled at the end: enable them in RavenDB Studio".into(),
+            ),
+        }
         let from = Build::of(&what.version);
-        *self.builds.lock().unwrap_or_else(|e| e.into_inner()) = (from, build.build);
+        *self.how() = How { from, to: build.build, choice, indexes: options.indexes, replaces };
         let mut losses = Vec::new();
         if from.is_some_and(|from| from / 1000 > build.build / 1000) {
             losses.push(Loss {
@@ -117,25 +162,44 @@ impl Sink for RavenSink {
         encoding == Encoding::Json
     }
 
+    fn kinds(&self) -> &'static [&'static str] {
+        KINDS
+    }
+
+    fn leaves_out(&self, batch: &Batch) -> bool {
+        self.how().choice.leaves_out(batch)
+    }
+
     fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
-        let (from, to) = *self.builds.lock().unwrap_or_else(|e| e.into_inner());
-        proof::provable(batch, from.is_none_or(|from| from / 1000 == to / 1000))
+        let how = self.how();
+        match batch.kind {
+            Kind::Attachment => Some(how.choice.part_of(batch)),
+            _ => proof::provable(batch, how.same_version(), how.choice.is_rewriting()),
+        }
     }
 
     async fn begin(&self, _: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
         let build = self.server.build().await?;
-        let made = self.server.stats().await?.is_none();
+        let how = self.how().clone();
+        let scratch = if how.replaces { Some(Arc::new(replace::scratch(&self.server)?)) } else { None };
+        let into = scratch.clone().unwrap_or_else(|| self.server.clone());
+        let made = into.stats().await?.is_none();
         if made {
-            self.server.create().await?;
+            into.create().await?;
         }
-        let from = self.builds.lock().unwrap_or_else(|e| e.into_inner()).0.unwrap_or(build.build).min(build.build);
+        if how.indexes != Indexes::Built {
+            into.stop_indexing().await?;
+        }
+        let from = how.from.unwrap_or(build.build).min(build.build);
         let compressor = if build.is_old() { Compressor::gzip() } else { Compressor::none() };
-        let upload = Upload::begin(&self.server, &build)?;
+        let upload = Upload::begin(&into, &build)?;
         let mut maker = Maker::new(upload, compressor, from, store)?;
         maker.settings_first = build.is_old();
         // The server refuses all of an import for one of them.
-        maker.kept = self.server.subscriptions().await?.into_iter().map(String::into_bytes).collect();
-        Ok(Box::new(Session { server: self.server.clone(), build, made, maker: Mutex::new(maker) }))
+        maker.kept = into.subscriptions().await?.into_iter().map(String::into_bytes).collect();
+        maker.choice = how.choice.clone();
+        let work = Mutex::new((maker, Sum::default()));
+        Ok(Box::new(Session { server: self.server.clone(), scratch, build, made, how, work }))
     }
 }
 
@@ -143,9 +207,13 @@ impl Sink for RavenSink {
 struct Session {
     server: Arc<Server>,
     build: Build,
+    /// The database that is written to first, if another one is replaced.
+    scratch: Option<Arc<Server>>,
     /// Whether the database was made for it.
     made: bool,
-    maker: Mutex<Maker<Upload>>,
+    how: How,
+    /// What makes the dump, and what stands for all of it where a database is replaced.
+    work: Mutex<(Maker<Upload>, Sum)>,
 }
 
 #[async_trait]
@@ -156,27 +224,48 @@ impl SinkSession for Session {
     }
 
     async fn write(&self, batch: Batch) -> Result<()> {
-        self.maker.lock().await.write(&batch).await
+        let (maker, sum) = &mut *self.work.lock().await;
+        if self.scratch.is_some() {
+            sum.add(&batch, self.how.same_version());
+        }
+        maker.write(&batch).await
     }
 
     fn last_step(&self) -> Option<BoxFuture<'static, Result<()>>> {
-        let record = self.maker.try_lock().ok()?.record()?;
+        let record = self.work.try_lock().ok()?.0.record();
+        let disables = self.how.indexes == Indexes::Disabled;
+        if record.is_none() && !disables {
+            return None;
+        }
         let (server, build) = (self.server.clone(), self.build.clone());
-        Some(async move { upload::settings(&server, &build, &record).await }.boxed())
+        let work = async move {
+            if let Some(record) = record {
+                upload::settings(&server, &build, &record).await?;
+            }
+            if disables { server.disable_indexes().await } else { Ok(()) }
+        };
+        Some(work.boxed())
     }
 
     async fn finish(self: Box<Self>) -> Result<RestoreReport> {
-        let (upload, report) = self.maker.into_inner().finish(false).await?;
+        let (maker, sum) = self.work.into_inner();
+        let (upload, report) = maker.finish(false).await?;
         upload.finish().await?;
+        if let Some(scratch) = &self.scratch {
+            let proof = (sum, self.how.same_version());
+            let stops = self.how.indexes != Indexes::Built;
+            replace::put_in_place(&self.server, scratch, &self.build, proof, stops).await?;
+        }
         Ok(report)
     }
 
     async fn abort(self: Box<Self>) -> Leftovers {
-        self.maker.into_inner().out.abort().await;
-        let database = self.server.database().unwrap_or_default();
+        self.work.into_inner().0.out.abort().await;
+        let into = self.scratch.as_ref().unwrap_or(&self.server);
+        let database = into.database().unwrap_or_default();
         let left = match self.made {
             false => format!("what the server had taken of the import, in the database {database}"),
-            true => match self.server.delete().await {
+            true => match into.delete().await {
                 Ok(()) => return Leftovers::default(),
                 Err(e) => format!("the database {database}, which was made for the restore ({e})"),
             },

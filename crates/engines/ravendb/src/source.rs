@@ -3,16 +3,17 @@
 use crate::catalog;
 use crate::changes::{self, Place};
 use crate::dump::Reader;
-use crate::gather::{DATABASE, Gather, Route};
+use crate::gather::{DATABASE, Gather, Route, collection_id};
 use crate::hold;
-use crate::server::{Build, Server, Stats};
+use crate::server::{Build, Server, Stats, Tombstones};
 use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
-    AttachmentStore, ChangeStream, CollectionInfo, Consistency, Description, Engine, Error, ErrorKind, FeedKind,
-    Following, Gap, Part, Plan, Result, ScanItem, ScanStream, Selection, Source, SourceState, Until,
+    AttachmentStore, ChangeStream, CollectionId, CollectionInfo, Consistency, Description, Engine, Error, ErrorKind,
+    FeedKind, Following, Gap, Part, Plan, Result, ScanItem, ScanStream, Selection, Source, SourceState, Until,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// A RavenDB database.
@@ -20,6 +21,11 @@ use std::sync::Arc;
 pub struct RavenSource {
     server: Arc<Server>,
 }
+
+/// What the token of a part begins with that is read together with the others.
+const TOGETHER: &str = "together ";
+/// Documents up to which everything is read together.
+const TOGETHER_MAX: u64 = 4_000_000;
 
 /// What reading a part needs to know.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,6 +53,16 @@ impl RavenSource {
         Ok(listed)
     }
 
+    /// Whether everything is read by one export, in one transaction. What the vault knows of all its
+    /// collections is in memory then, so that many documents are read by collection instead. The export
+    /// does not say which collections conflicts belong to.
+    fn is_together(&self, parts: &[Part], stats: &Stats, selection: &Selection) -> bool {
+        parts.len() > 1
+            && selection.only.is_empty()
+            && stats.conflicts() == 0
+            && stats.count_of_documents <= TOGETHER_MAX
+    }
+
     async fn scan(&self, selection: &Selection, stats: &Stats, hold: Option<u64>) -> Result<Plan> {
         let whole = |info: &CollectionInfo| selection.takes_all_of(&info.name);
         let mut parts = Vec::new();
@@ -65,7 +81,13 @@ impl RavenSource {
         let place = hold.filter(|_| changes::obstacle(stats).is_none() && parts.iter().all(|p| whole(&p.collection)));
         let start = place.map(|hold| Place::at(stats, hold).position()).transpose()?;
         // Each collection is read in a transaction of its own; the changes since make one state of them.
-        let one = parts.len() == 1;
+        let together = self.is_together(&parts, stats, selection);
+        if together {
+            for part in &mut parts {
+                part.token = TOGETHER.to_owned() + &part.token;
+            }
+        }
+        let one = parts.len() == 1 || start.is_some() || together;
         let consistency = if one { Consistency::OneTime } else { Consistency::PerDocument };
         Ok(Plan::Scan { start, parts, at: None, consistency, skipped: Vec::new() })
     }
@@ -88,9 +110,13 @@ impl Source for RavenSource {
 
     async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan> {
         let (_, stats) = self.look().await?;
-        let hold = match self.server.wants_hold()? {
-            true => Some(hold::begin(&self.server).await?),
-            false => hold::task(&self.server).await?,
+        let hold = match self.server.wanted_tombstones()? {
+            Tombstones::Hold => Some(hold::begin(&self.server).await?),
+            Tombstones::AsBefore => hold::task(&self.server).await?,
+            Tombstones::Release => {
+                hold::end(&self.server).await?;
+                None
+            }
         };
         // Numbers from before the hold would promise tombstones that may be gone.
         let stats = if hold.is_some() { self.server.must_stats().await? } else { stats };
@@ -98,7 +124,13 @@ impl Source for RavenSource {
         let Some((last, from)) = last else { return self.scan(selection, &stats, hold).await };
         let place = Place::of(&from)?;
         match place.judge(&stats, hold) {
-            changes::Verdict::GoesOn => Ok(Plan::Changes { from }),
+            changes::Verdict::GoesOn => match place.untold(&self.server, &stats, selection).await? {
+                None => Ok(Plan::Changes { from }),
+                Some(why) => {
+                    tracing::info!("everything is read and compared: {why}");
+                    self.scan(selection, &stats, hold).await
+                }
+            },
             changes::Verdict::Compare(why) => {
                 tracing::info!("everything is read and compared: {why}");
                 self.scan(selection, &stats, hold).await
@@ -110,8 +142,19 @@ impl Source for RavenSource {
         }
     }
 
+    async fn read_together(&self, parts: &[Part], attachments: Arc<dyn AttachmentStore>) -> Result<Option<ScanStream>> {
+        let Some(first) = parts.first().and_then(|part| part.token.strip_prefix(TOGETHER)) else { return Ok(None) };
+        let token: Token = serde_json::from_str(first).map_err(|e| Error::bug("a part's token").caused_by(e))?;
+        let build = self.server.build().await?;
+        let types = [catalog::of_collection(&build), catalog::of_database(&build)].concat();
+        let input = self.server.export(&build, &types, None, None).await?;
+        let gather = Gather::new(Route::Each, token.selection, attachments);
+        let known = parts.iter().map(|part| part.collection.id.clone()).collect();
+        Ok(Some(announced(scan(Reader::new(input), gather), known, self.server.clone())))
+    }
+
     async fn read(&self, part: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream> {
-        let token: Token = serde_json::from_str(&part.token)
+        let token: Token = serde_json::from_str(part.token.trim_start_matches(TOGETHER))
             .map_err(|e| Error::bug("a part of another source was read from RavenDB").caused_by(e))?;
         let build = self.server.build().await?;
         let input = match token.collection.as_str() {
@@ -130,6 +173,27 @@ impl Source for RavenSource {
     ) -> Result<ChangeStream> {
         changes::follow(self.server.clone(), from, until, attachments).await
     }
+}
+
+/// The same, with collections announced that are not known yet.
+fn announced(items: ScanStream, known: HashSet<CollectionId>, server: Arc<Server>) -> ScanStream {
+    let state = (items, known, server, None);
+    futures::stream::try_unfold(state, |(mut items, mut known, server, waiting)| async move {
+        if let Some(batch) = waiting {
+            return Ok(Some((ScanItem::Batch(batch), (items, known, server, None))));
+        }
+        let Some(item) = items.next().await.transpose()? else { return Ok(None) };
+        match item {
+            ScanItem::Batch(batch) if known.insert(batch.collection.clone()) => {
+                let all = server.collections().await?;
+                let name = all.into_keys().find(|name| collection_id(name) == batch.collection);
+                let name = name.unwrap_or_else(|| batch.collection.as_str().to_owned());
+                Ok(Some((ScanItem::Catalog(catalog::info(&name)), (items, known, server, Some(batch)))))
+            }
+            item => Ok(Some((item, (items, known, server, None)))),
+        }
+    })
+    .boxed()
 }
 
 /// All batches of a dump.

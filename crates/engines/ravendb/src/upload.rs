@@ -57,6 +57,11 @@ impl Upload {
         Ok(Upload { pieces: Some(pieces), answer: Some(answer) })
     }
 
+    /// Sends a piece of a dump.
+    pub async fn push(&mut self, bytes: Bytes) -> Result<()> {
+        self.send(bytes).await
+    }
+
     /// Ends the request and waits for the server to have taken everything.
     pub async fn finish(mut self) -> Result<()> {
         self.send(Bytes::from(format!("\r\n--{BOUNDARY}--\r\n"))).await?;

@@ -48,8 +48,8 @@ impl Gather {
         if times.len() != batch.len() || *self.encoding.get_or_insert(batch.encoding) != batch.encoding {
             return Err(Error::bug("changes in another encoding than others of the source, or without times"));
         }
-        if batch.kind == Kind::Attachment {
-            return Err(Error::bug("the change log cannot hold attachments"));
+        if batch.attachments.iter().any(|content| !content.is_inline()) {
+            return Err(Error::bug("the change log holds only attachments that carry their content with them"));
         }
         let prefix = keys.key_prefix(&batch.collection, &batch.kind);
         let space = (batch.collection.clone(), batch.kind.space().to_owned());

@@ -154,6 +154,9 @@ impl AttachmentStore for ContentReader {
     }
 
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
+        if let Some(content) = reference.inline_content() {
+            return Ok(stream::iter([Ok(content?)]).boxed());
+        }
         let place = self
             .find(&reference.place)
             .ok_or_else(|| Error::corrupt("an attachment refers to a content that its layer does not have"))?;

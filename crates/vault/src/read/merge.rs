@@ -154,7 +154,11 @@ impl Bodies {
     /// Keeps a frame if it has bodies that may be wanted, and there is room.
     fn keep(&mut self, number: u32, frame: Frame) {
         let kind = &frame.batch.kind;
-        let size = frame.batch.body.len() + frame.batch.keys.as_ref().map_or(0, |k| k.len()) + frame.batch.len() * 32;
+        let contents = frame.batch.attachments.iter().map(|a| a.place.len()).sum::<usize>();
+        let size = contents
+            + frame.batch.body.len()
+            + frame.batch.keys.as_ref().map_or(0, |k| k.len())
+            + frame.batch.len() * 32;
         if kind.is_tombstone() || *kind == Kind::Patch || size > self.room {
             return;
         }
@@ -526,7 +530,7 @@ impl Out {
 /// Places of attachments mean something in their own layer only: says which.
 pub(crate) fn renumber(mut batch: Batch, layer: usize) -> Batch {
     if batch.kind == Kind::Attachment {
-        for attachment in &mut batch.attachments {
+        for attachment in batch.attachments.iter_mut().filter(|a| !a.is_inline()) {
             *attachment = AttachmentRef {
                 place: format!("{layer}/{}", attachment.place).into(),
                 digest: attachment.digest,

@@ -1,15 +1,18 @@
 //! A dump as a sink: a `.ravendbdump` that any RavenDB Studio imports.
 
+use crate::choice::{Choice, KINDS};
 use crate::dump::{Compressor, files};
 use crate::maker::{Maker, Output};
+use crate::proof;
 use crate::server::Build;
 use crate::sink::planned;
 use async_trait::async_trait;
 use bytes::Bytes;
 use model::{
-    AttachmentStore, Batch, CollectionInfo, Description, Encoding, Error, IfExists, Leftovers, RestoreOptions,
+    AttachmentStore, Batch, CollectionInfo, Description, Encoding, Error, IfExists, Kind, Leftovers, RestoreOptions,
     RestorePlan, RestoreReport, Result, Sink, SinkSession,
 };
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
@@ -23,12 +26,13 @@ const BUILD: u64 = 54_106;
 pub struct DumpSink {
     path: PathBuf,
     build: std::sync::Mutex<Option<u64>>,
+    choice: std::sync::Mutex<Choice>,
 }
 
 impl DumpSink {
     /// The file at a path; nothing is opened yet.
     pub fn new(path: impl Into<PathBuf>) -> DumpSink {
-        DumpSink { path: path.into(), build: std::sync::Mutex::new(None) }
+        DumpSink { path: path.into(), build: std::sync::Mutex::new(None), choice: std::sync::Mutex::default() }
     }
 
     /// What it is called until it is complete.
@@ -50,10 +54,27 @@ impl Sink for DumpSink {
                 .hint("choose another name, or pass --if-exists replace"));
         }
         let collections = planned(what, options)?;
+        *self.choice.lock().unwrap_or_else(|e| e.into_inner()) = Choice::of(options);
         *self.build.lock().unwrap_or_else(|e| e.into_inner()) = Build::of(&what.version);
         let phases =
             vec![format!("write {}", self.unfinished().display()), format!("make it durable and rename it to {shown}")];
         Ok(RestorePlan { phases, collections, losses: Vec::new() })
+    }
+
+    fn kinds(&self) -> &'static [&'static str] {
+        KINDS
+    }
+
+    fn leaves_out(&self, batch: &Batch) -> bool {
+        self.choice.lock().unwrap_or_else(|e| e.into_inner()).leaves_out(batch)
+    }
+
+    fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
+        let choice = self.choice.lock().unwrap_or_else(|e| e.into_inner());
+        match choice.is_rewriting() && batch.kind != Kind::Attachment {
+            true => proof::provable(batch, true, true),
+            false => Some(choice.part_of(batch)),
+        }
     }
 
     fn takes(&self, encoding: Encoding) -> bool {
@@ -65,7 +86,8 @@ impl Sink for DumpSink {
         let doing = format!("making {}", unfinished.display());
         let file = tokio::fs::File::create(&unfinished).await.map_err(|e| Error::io(doing, e))?;
         let build = self.build.lock().unwrap_or_else(|e| e.into_inner()).unwrap_or(BUILD);
-        let maker = Maker::new(Target { file, path: unfinished }, Compressor::gzip(), build, store)?;
+        let mut maker = Maker::new(Target { file, path: unfinished }, Compressor::gzip(), build, store)?;
+        maker.choice = self.choice.lock().unwrap_or_else(|e| e.into_inner()).clone();
         Ok(Box::new(Session { path: self.path.clone(), maker: Mutex::new(maker) }))
     }
 }
