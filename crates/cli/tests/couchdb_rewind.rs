@@ -135,3 +135,18 @@ fn only_couchdb_has_new_revisions() {
         .fails(1, "--as-new-revisions is for CouchDB");
     assert!(!host.path("there").exists());
 }
+
+#[test]
+fn nothing_is_deleted_that_a_backup_of_a_part_cannot_know() {
+    let (couch, host) = (CouchServer::shared(), Host::ready());
+    let db = couch.database();
+    let into = couch.url(&db);
+    for id in ["a", "b"] {
+        put(&couch, &format!("/{db}/{id}"), r#""n":1"#);
+    }
+    host.run(&["backup", &into, "--to", "v", "--only", &format!("{db}/a")]).ends(0);
+    put(&couch, &format!("/{db}/a"), r#""n":2"#);
+    let ran = host.read(&["restore", "v", "--into", &into, "--as-new-revisions"]).ends(0);
+    assert!(ran.out.contains("nothing is deleted") && ran.out.contains("1 document changed"), "{ran:?}");
+    assert_eq!(["a", "b"].map(|id| get(&couch, &format!("/{db}/{id}"))["n"].clone()), [1, 1]);
+}

@@ -120,6 +120,8 @@ pub struct RestoreOptions {
     /// differs gets a new revision, so that those who replicate with the target take it. Only for sinks
     /// that [`Sink::writes_new_revisions`](crate::Sink::writes_new_revisions).
     pub as_new_revisions: bool,
+    /// With that: documents that the source does not have stay, as it may not have all that there were.
+    pub keep_others: bool,
     /// Only these kinds of things, in the words of the target ([`Sink::kinds`](crate::Sink::kinds)); empty
     /// means all.
     pub kinds: Vec<String>,

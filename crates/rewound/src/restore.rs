@@ -97,6 +97,11 @@ impl Restore {
             None => state,
         };
         let point = state.point();
+        let left_out = |p: &vault::Point| p.manifest.time <= state.time() && !p.manifest.skipped.is_empty();
+        if options.as_new_revisions && points.of(&tag).any(left_out) {
+            options.keep_others = true;
+            job.note("backups left bad documents out, so nothing is deleted that the vault does not have");
+        }
         let moment = Moment {
             time: state.time().to_string(),
             millis: state.time().millis,
@@ -163,7 +168,6 @@ impl Restore {
         if let (Some(folder), true) = (&self.target.folder, whole) {
             space::room_for_restore(folder, self.collections.iter().map(|c| c.bytes).sum())?;
         }
-        let is_all = self.state.collections().iter().all(|c| self.options.selection.takes_all_of(&c.info.name));
         let loads = self.state.collections().iter().map(|entry| {
             let whole = self.state.is_whole(entry);
             let all = self.options.selection.takes_all_of(&entry.info.name);
@@ -182,8 +186,7 @@ impl Restore {
             job,
             target: &self.target,
             keys: &self.keys,
-            // What is rewound as a whole holds nothing else afterwards.
-            merge: self.options.if_exists == IfExists::Merge && !(self.options.as_new_revisions && is_all),
+            merge: self.options.if_exists == IfExists::Merge,
             verify: consent.verify,
             release: &|_| {},
             plain,

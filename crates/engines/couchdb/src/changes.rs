@@ -198,7 +198,8 @@ impl Follower {
                 self.commit().await?;
             }
         }
-        if is_new || looks {
+        // As a scan: what is beside documents belongs to a whole database only.
+        if (is_new || looks) && self.from.selection.takes_all_of(name) {
             let extras = extras::read(&server, name).await?;
             let now = extras::fingerprint(&extras);
             if now != stand.extras {

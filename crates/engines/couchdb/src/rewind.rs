@@ -4,6 +4,7 @@
 use crate::attach::{self, Source};
 use crate::client::{ANSWER_MAX, Request, segment};
 use crate::document::{self, Content};
+use crate::extras;
 use crate::fetch::{self, Pace};
 use crate::inline;
 use crate::leaf::Leaf;
@@ -34,8 +35,26 @@ pub(crate) struct Goal {
     pub whole: bool,
 }
 
+/// The databases of which a backup has more than single documents: it has their settings.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Whole(Arc<Mutex<HashSet<CollectionId>>>);
+
+impl Whole {
+    /// Learns from what a backup has.
+    pub fn note(&self, batch: &Batch) {
+        if batch.kind == extras::settings() {
+            self.0.lock().unwrap_or_else(|e| e.into_inner()).insert(batch.collection.clone());
+        }
+    }
+
+    fn has(&self, id: &CollectionId) -> bool {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).contains(id)
+    }
+}
+
 /// Databases that are being rewound, or looked at for that.
 pub(crate) struct Rewind {
+    known: Whole,
     pasts: HashMap<CollectionId, Past>,
     /// Writes nothing without one.
     store: Option<Arc<dyn AttachmentStore>>,
@@ -289,9 +308,9 @@ impl Past {
     }
 
     /// Deletes what was not there then, and writes what had to wait.
-    async fn complete(&self, store: Option<&Arc<dyn AttachmentStore>>) -> Result<()> {
+    async fn complete(&self, deletes: bool, store: Option<&Arc<dyn AttachmentStore>>) -> Result<()> {
         self.all_came()?;
-        if self.whole {
+        if deletes {
             self.delete_others(store.is_some()).await?;
         }
         let later = std::mem::take(&mut self.noted().later);
@@ -366,6 +385,7 @@ impl Rewind {
     pub async fn new(
         server: &Arc<Server>,
         goals: Vec<Goal>,
+        known: Whole,
         store: Option<Arc<dyn AttachmentStore>>,
     ) -> Result<Rewind> {
         let mut pasts = HashMap::new();
@@ -380,7 +400,7 @@ impl Rewind {
             };
             pasts.insert(goal.planned.info.id, past);
         }
-        Ok(Rewind { pasts, store })
+        Ok(Rewind { known, pasts, store })
     }
 
     async fn take(&self, batch: &Batch) -> Result<()> {
@@ -392,10 +412,15 @@ impl Rewind {
 
     async fn complete(&self) -> Result<RestoreReport> {
         let mut report = RestoreReport::default();
-        let mut pasts: Vec<_> = self.pasts.values().collect();
-        pasts.sort_by(|a, b| a.name.cmp(&b.name));
-        for past in pasts {
-            past.complete(self.store.as_ref()).await?;
+        let mut pasts: Vec<_> = self.pasts.iter().collect();
+        pasts.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+        for (id, past) in pasts {
+            let is_known = self.known.has(id);
+            if past.whole && !is_known {
+                let name = &past.name;
+                report.notes.push(format!("{name}: nothing is deleted, as the backup may not have all that there was"));
+            }
+            past.complete(past.whole && is_known, self.store.as_ref()).await?;
             let counts = past.noted().counts;
             report.documents += counts.changed + counts.deleted;
             report.attachments += counts.attachments;
@@ -442,11 +467,13 @@ impl SinkSession for Rewind {
 #[async_trait]
 impl Rehearsal for Rewind {
     fn looks_at(&self, space: &str) -> bool {
-        [Kind::Document, Kind::Attachment, inline::kind()].iter().any(|kind| kind.space() == space)
+        let kinds = [Kind::Document, Kind::Attachment, inline::kind(), extras::settings()];
+        kinds.iter().any(|kind| kind.space() == space)
     }
 
     async fn see(&self, batch: &Batch) -> Result<()> {
-        self.take(batch).await
+        self.known.note(batch);
+        if batch.kind == extras::settings() { Ok(()) } else { self.take(batch).await }
     }
 
     async fn lines(self: Box<Self>) -> Result<Vec<String>> {

@@ -3,7 +3,7 @@
 use crate::extras;
 use crate::members::Members;
 use crate::revise;
-use crate::rewind::{self, Rewind};
+use crate::rewind::{self, Rewind, Whole};
 use crate::server::{ASKING, Server};
 use crate::session::{Goal, Session, Told};
 use async_trait::async_trait;
@@ -35,7 +35,15 @@ pub struct CouchSink {
 struct Prepared {
     if_exists: IfExists,
     /// What is rewound with new revisions, if that is what is done.
-    rewinds: Option<Selection>,
+    rewinds: Option<Rewinding>,
+}
+
+#[derive(Debug, Clone)]
+struct Rewinding {
+    selection: Selection,
+    keep_others: bool,
+    /// The databases that are known to be there as a whole: only then their settings are.
+    whole: Whole,
 }
 
 impl CouchSink {
@@ -108,7 +116,11 @@ impl Sink for CouchSink {
             return Err(Error::input(format!("the target has already: {}", there.join(", ")))
                 .hint("restore under another name with --rename, or pass --if-exists replace or merge"));
         }
-        let rewinds = options.as_new_revisions.then(|| options.selection.clone());
+        let rewinds = options.as_new_revisions.then(|| Rewinding {
+            selection: options.selection.clone(),
+            keep_others: options.keep_others,
+            whole: Whole::default(),
+        });
         if let (Some(_), Some(missing)) = (&rewinds, names.iter().find(|name| !there.contains(&name.as_str()))) {
             return Err(Error::missing(format!("the target has no database {missing} that could be rewound"))
                 .hint("restore it without --as-new-revisions"));
@@ -127,9 +139,9 @@ impl Sink for CouchSink {
     }
 
     async fn rehearse(&self, plan: &RestorePlan) -> Result<Option<Box<dyn Rehearsal>>> {
-        if let Some(selection) = self.prepared().and_then(|p| p.rewinds) {
-            let goals = rewind_goals(plan.collections.clone(), &selection);
-            return Ok(Some(Box::new(Rewind::new(&self.server, goals, None).await?)));
+        if let Some(rewinds) = self.prepared().and_then(|p| p.rewinds) {
+            let goals = rewind_goals(plan.collections.clone(), &rewinds);
+            return Ok(Some(Box::new(Rewind::new(&self.server, goals, rewinds.whole, None).await?)));
         }
         Ok((!self.checkpoints).then(|| Box::new(Checkpoints::default()) as Box<dyn Rehearsal>))
     }
@@ -148,6 +160,9 @@ impl Sink for CouchSink {
     fn leaves_out(&self, batch: &Batch) -> bool {
         let told = self.told.lock().unwrap_or_else(|e| e.into_inner());
         let own = told.finished.load(Ordering::Relaxed) && !told.settings.load(Ordering::Relaxed);
+        if let Some(rewinds) = self.prepared().and_then(|p| p.rewinds) {
+            rewinds.whole.note(batch);
+        }
         let beside = [extras::settings(), extras::checkpoints(), Kind::Local].contains(&batch.kind);
         (batch.kind == extras::checkpoints() && !self.checkpoints)
             || (batch.kind == extras::settings() && own)
@@ -158,9 +173,9 @@ impl Sink for CouchSink {
         let prepared = self.prepared();
         let prepared = prepared.ok_or_else(|| Error::bug("a restore into CouchDB began before it was prepared"))?;
         let if_exists = prepared.if_exists;
-        if let Some(selection) = prepared.rewinds {
-            let goals = rewind_goals(plan.collections, &selection);
-            return Ok(Box::new(Rewind::new(&self.server, goals, Some(store)).await?));
+        if let Some(rewinds) = prepared.rewinds {
+            let goals = rewind_goals(plan.collections, &rewinds);
+            return Ok(Box::new(Rewind::new(&self.server, goals, rewinds.whole, Some(store)).await?));
         }
         let mut goals = Vec::new();
         for planned in plan.collections {
@@ -210,8 +225,9 @@ impl CouchSink {
     }
 }
 
-fn rewind_goals(collections: Vec<PlannedCollection>, selection: &Selection) -> Vec<rewind::Goal> {
-    let whole = |planned: &PlannedCollection| selection.takes_all_of(&planned.info.name);
+fn rewind_goals(collections: Vec<PlannedCollection>, rewinds: &Rewinding) -> Vec<rewind::Goal> {
+    let whole =
+        |planned: &PlannedCollection| rewinds.selection.takes_all_of(&planned.info.name) && !rewinds.keep_others;
     collections.into_iter().map(|planned| rewind::Goal { whole: whole(&planned), planned }).collect()
 }
 

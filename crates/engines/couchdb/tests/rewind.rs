@@ -162,8 +162,10 @@ async fn what_clients_write_meanwhile_is_seen() {
     let (was, live) = (couch.database(), couch.database());
     couch.put_all(&was, &[leaf("a", &["a1"], r#""v":1"#), leaf("b", &["b1"], r#""v":1"#)]);
     couch.put_all(&live, &[leaf("a", &["c2", "c1"], r#""v":2"#), leaf("b", &["b1"], r#""v":1"#)]);
-    let (behind, name, first) = (couch.clone(), live.clone(), AtomicBool::new(true));
+    // The thread may outlive the test, and the server must not.
+    let (behind, name, first) = (Arc::downgrade(&couch), live.clone(), AtomicBool::new(true));
     let web = Web::start(move |asked| {
+        let behind = behind.upgrade().unwrap();
         if asked.path.ends_with("_bulk_docs") && first.swap(false, Ordering::SeqCst) {
             // Faster than we are.
             put(&behind, &name, "a", r#""v":3"#);
