@@ -178,9 +178,10 @@ impl Follower {
             let mut limit = PAGE_FIRST;
             loop {
                 let page = rows::page(&server.client, name, &stand.seq, limit).await?;
-                if database.instance.is_none()
-                    && let Some(row) = page.rows.last()
-                {
+                if database.is_settled() {
+                    // With time, its history may no longer reach back to what was seen.
+                    stand.seen = None;
+                } else if let Some(row) = page.rows.last() {
                     stand.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
                 }
                 let count = page.rows.len();
