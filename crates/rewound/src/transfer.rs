@@ -218,9 +218,12 @@ impl Way<'_> {
                 }
                 Some(Piece::Batch(batch)) => {
                     self.account(&mut sent, &batch);
+                    let done = !self.target.sink.asks_again(&batch);
                     let attachments = batch.attachments.clone();
                     session.write(translate::for_sink(&*self.target.sink, batch)).await?;
-                    (self.release)(&attachments);
+                    if done {
+                        (self.release)(&attachments);
+                    }
                 }
             }
         }

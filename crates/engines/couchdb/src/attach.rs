@@ -9,8 +9,8 @@ use crate::writer::{Bulk, Writer};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream;
+use futures::{StreamExt, TryStreamExt};
 use model::{AttachmentRef, AttachmentStore, AttachmentStream, Batch, Error, Kind, Result, collect_attachment};
 use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -22,6 +22,10 @@ use std::time::SystemTime;
 /// Bytes of one attachment that a server without multipart bodies is given: they are in memory as a
 /// whole, twice.
 const WHOLE_MAX: usize = 64 << 20;
+
+/// Entries of one batch that are written side by side: the server waits for the disk after each, and does
+/// that for all that come together at once.
+const SIDE_BY_SIDE: usize = 4;
 
 /// Where the content of an entry is.
 #[derive(Clone)]
@@ -66,30 +70,34 @@ struct Placed<'a> {
 impl Writer {
     /// Writes entries with attachments, those with these numbers.
     pub async fn attached(&self, batch: &Batch, numbers: &[usize], store: &Arc<dyn AttachmentStore>) -> Result<u64> {
-        let mut bytes = 0;
-        for i in numbers.iter().copied() {
-            let bad = |e| Error::corrupt("the entry of a document's attachments is no JSON").caused_by(e);
-            let about: About = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
-            let source = match batch.kind {
-                Kind::Attachment => Source::Stored(store.clone(), batch.attachments[i].clone()),
-                _ => {
-                    #[derive(Deserialize)]
-                    struct Data {
-                        data: String,
-                    }
-                    let data: Data = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
-                    Source::Here(inline::content(&data.data)?.into())
+        let writing = numbers.iter().map(|i| self.entry(batch, *i, store));
+        let writing: Vec<_> = writing.collect();
+        let together = if self.multipart { SIDE_BY_SIDE } else { 1 };
+        stream::iter(writing).buffer_unordered(together).try_fold(0, |sum, bytes| async move { Ok(sum + bytes) }).await
+    }
+
+    /// Writes one entry with attachments; gives their bytes.
+    async fn entry(&self, batch: &Batch, i: usize, store: &Arc<dyn AttachmentStore>) -> Result<u64> {
+        let bad = |e| Error::corrupt("the entry of a document's attachments is no JSON").caused_by(e);
+        let about: About = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
+        let source = match batch.kind {
+            Kind::Attachment => Source::Stored(store.clone(), batch.attachments[i].clone()),
+            _ => {
+                #[derive(Deserialize)]
+                struct Data {
+                    data: String,
                 }
-            };
-            bytes += about.contents.iter().map(|c| c.bytes).sum::<u64>();
-            for leaf in document::leaves(about.body.get().as_bytes())? {
-                if !leaf.attachments.is_empty() {
-                    self.leaf(&leaf, placed(&leaf, &about.contents)?, &source).await?;
-                }
+                let data: Data = serde_json::from_slice(batch.body_of(i)).map_err(bad)?;
+                Source::Here(inline::content(&data.data)?.into())
             }
-            self.arrived(batch.key_of(i));
+        };
+        for leaf in document::leaves(about.body.get().as_bytes())? {
+            if !leaf.attachments.is_empty() {
+                self.leaf(&leaf, placed(&leaf, &about.contents)?, &source).await?;
+            }
         }
-        Ok(bytes)
+        self.arrived(batch.key_of(i));
+        Ok(about.contents.iter().map(|c| c.bytes).sum())
     }
 
     async fn leaf(&self, leaf: &Leaf<'_>, all: Vec<Placed<'_>>, source: &Source) -> Result<()> {
@@ -203,7 +211,6 @@ fn placed<'a>(leaf: &Leaf<'a>, contents: &[Content]) -> Result<Vec<Placed<'a>>> 
 
 /// The content of one attachment, opened when it is its turn.
 fn lazily(source: Source, from: u64, bytes: u64) -> AttachmentStream {
-    use futures::TryStreamExt;
     stream::once(async move { source.part(from, bytes).await }).try_flatten().boxed()
 }
 

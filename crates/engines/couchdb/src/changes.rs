@@ -291,7 +291,7 @@ impl Gathered {
         Gathered(kinds.map(|kind| BatchBuilder::new(collection.clone(), kind, Encoding::Json)))
     }
 
-    fn add(&mut self, row: &Row, read: Read) {
+    fn add(&mut self, row: &Row, read: Read<'_>) {
         let key = row.id.as_bytes();
         let [documents, gone, inlined, not_inlined, not_stored] = &mut self.0;
         match read.body {

@@ -3,10 +3,11 @@
 use crate::extras;
 use crate::server::{ASKING, Server};
 use crate::session::{Goal, Session, Told};
+use crate::writer::is_design;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
-    AttachmentStore, Batch, Description, Encoding, Error, IfExists, Loss, PlannedCollection, RestoreOptions,
+    AttachmentStore, Batch, Description, Encoding, Error, IfExists, Kind, Loss, PlannedCollection, RestoreOptions,
     RestorePlan, Result, Sink, SinkSession,
 };
 use std::sync::atomic::Ordering;
@@ -112,6 +113,12 @@ impl Sink for CouchSink {
         let told = self.told.lock().unwrap_or_else(|e| e.into_inner());
         let own = told.finished.load(Ordering::Relaxed) && !told.settings.load(Ordering::Relaxed);
         (batch.kind == extras::checkpoints() && !self.checkpoints) || (batch.kind == extras::settings() && own)
+    }
+
+    fn asks_again(&self, batch: &Batch) -> bool {
+        // Another database takes it from the scratch one; design documents wait for all others.
+        let replaces = *self.prepared.lock().unwrap_or_else(|e| e.into_inner()) == Some(IfExists::Replace);
+        batch.kind == Kind::Attachment && (replaces || (0..batch.len()).any(|i| is_design(batch.key_of(i))))
     }
 
     async fn begin(&self, plan: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
