@@ -110,6 +110,10 @@ fn a_database_from_the_first_backup_to_the_restore() {
         points.iter().map(|p| p["id"].as_str().or(p["point"].as_str()).unwrap().to_owned()).collect::<Vec<_>>();
     let ran = host.read(&["restore", "v", "--into", &into, "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    let login = into.rsplit_once('@').map_or("", |(login, _)| login);
+    if let Some((_, password)) = login.rsplit_once(':').filter(|(scheme, _)| scheme.contains("//")) {
+        assert!(!ran.out.contains(password) && ran.out.contains(":***@"), "{ran:?}");
+    }
     same(&state(&couch, &to), &after);
     host.read(&["restore", "v", "--into", &into]).fails(1, "the target has already");
     for point in oldest.iter().take(1) {
@@ -150,6 +154,7 @@ fn dumps_become_vaults_and_databases_dumps() {
     let (couch, host) = (CouchServer::shared(), Host::ready());
     let db = fill(&couch);
     let url = couch.url(&db);
+    let copied = couch.database_name();
     // What a dump has no place for is named first.
     host.read(&["copy", &url, "couchbackup:shop.txt"]).fails(1, "_security");
     let ran = host.read(&["copy", &url, "couchbackup:shop.txt", "--allow-loss", "--json"]).ends(0);
@@ -157,10 +162,16 @@ fn dumps_become_vaults_and_databases_dumps() {
     host.run(&["backup", "couchbackup:shop.txt", "--to", "v"]).ends(0);
     let to = couch.database_name();
     host.read(&["restore", "v", "--into", &couch.url(&to)]).ends(0);
+    // Without a vault in between, and in the place of another one.
+    for more in [&[][..], &["--if-exists", "replace"]] {
+        let ran = host.read(&[&["copy", "couchbackup:shop.txt", &couch.url(&copied), "--json"], more].concat()).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    }
     let without_security = |db: &str| {
         state(&couch, db).into_iter().filter(|s| !s.starts_with('{') || s.contains("_id")).collect::<Vec<_>>()
     };
     same(&without_security(&to), &without_security(&db));
+    same(&without_security(&copied), &without_security(&db));
 
     let dump = host.path("shop.txt");
     let whole = std::fs::read(&dump).unwrap();

@@ -68,6 +68,13 @@ pub trait Sink: Send + Sync {
         Ok(None)
     }
 
+    /// Whether the content of a batch's attachments may still be asked for once the batch has been written:
+    /// until the end, then. Otherwise whoever sends it forgets it.
+    fn asks_again(&self, batch: &Batch) -> bool {
+        let _ = batch;
+        false
+    }
+
     /// Starts writing. Content of attachments is taken from `attachments`.
     async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>>;
 }

@@ -232,10 +232,13 @@ impl Way<'_> {
                 }
                 Some(Piece::Batch(batch)) => {
                     self.account(&mut sent, &batch);
+                    let done = !self.target.sink.asks_again(&batch);
                     (0..batch.len()).for_each(|i| given.add(self.keys.document(&batch, i)));
                     let attachments = batch.attachments.clone();
                     session.write(translate::for_sink(&*self.target.sink, batch)).await?;
-                    (self.release)(&attachments);
+                    if done {
+                        (self.release)(&attachments);
+                    }
                 }
             }
         }

@@ -138,7 +138,7 @@ impl CouchServer {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let login = self.login.as_ref().map(|l| format!("Authorization: Basic {l}\r\n")).unwrap_or_default();
         let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: {}\r\n{login}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\n{login}Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             self.host,
             body.len()
         );

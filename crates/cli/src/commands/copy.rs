@@ -106,7 +106,7 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
         ui.json(
             "summary",
             json!({
-                "command": "copy", "exit": 0, "target": args.target, "dry_run": true,
+                "command": "copy", "exit": 0, "target": registry::without_secret(&args.target), "dry_run": true,
                 "collections": copy.collections.len(), "losses": copy.plan.losses.len(),
             }),
         );

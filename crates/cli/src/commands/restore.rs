@@ -113,7 +113,7 @@ pub async fn restore(
         ui.json(
             "summary",
             json!({
-                "command": command, "exit": 0, "target": way.into, "dry_run": true, "point": point.id, "at": moment.at,
+                "command": command, "exit": 0, "target": registry::without_secret(way.into), "dry_run": true, "point": point.id, "at": moment.at,
                 "collections": restore.collections.len(), "losses": restore.plan.losses.len(),
             }),
         );

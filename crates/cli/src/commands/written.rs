@@ -4,6 +4,7 @@ use crate::ui::Ui;
 use crate::ui::format::{bytes, count, duration, several, table};
 use model::{Loss, RestorePlan};
 use rewound::exit::Exit;
+use rewound::registry::without_secret;
 use rewound::transfer::{CollectionReport, Written};
 use serde_json::{Value, json};
 
@@ -26,6 +27,7 @@ pub fn show_plan(ui: &Ui, plan: &RestorePlan, collections: &[CollectionReport], 
 
 /// Shows what was written and proven; `more` goes into the summary, `before` is how it went so far.
 pub fn show(ui: &Ui, command: &str, target: &str, written: &Written, more: Value, before: Exit) -> Exit {
+    let target = without_secret(target);
     let sum = |of: fn(&CollectionReport) -> u64| written.collections.iter().map(of).sum::<u64>();
     show_collections(ui, &written.collections);
     ui.line(format!(

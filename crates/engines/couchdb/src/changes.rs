@@ -4,15 +4,15 @@
 //! The feed tells what a document is now, not what happened to it.
 
 use crate::error::unheard;
-use crate::extras;
+use crate::extras::{self, Extra};
 use crate::fetch;
 use crate::inline;
 use crate::position::{Places, Stand, number};
 use crate::read::{Attached, Read, Reader};
 use crate::rows::{self, Row};
-use crate::server::Database;
+use crate::server::{ASKING, Database};
 use crate::source::CouchSource;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     AttachmentStore, Batch, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
     Following, Gap, Kind, Result, Until, limits,
@@ -53,7 +53,7 @@ pub(crate) async fn follow(
             let _ = out.send(Err(e)).await;
         }
     });
-    Ok(futures::stream::unfold(items, |mut items| async { items.recv().await.map(|item| (item, items)) }).boxed())
+    Ok(stream::unfold(items, |mut items| async { items.recv().await.map(|item| (item, items)) }).boxed())
 }
 
 struct Follower {
@@ -130,7 +130,11 @@ impl Follower {
             self.send(ChangeItem::Catalog { info: None, collection: CollectionId::new(&stand.id), time }).await?;
         }
         let looks = self.looked.is_none_or(|at| at.elapsed() >= EXTRAS);
-        for database in &databases {
+        let (still, moved): (Vec<_>, Vec<_>) = databases.iter().partition(|database| self.stands_still(database));
+        if looks {
+            self.look(&still).await?;
+        }
+        for database in moved {
             if let Some(why) = self.database(database, looks).await? {
                 self.send(ChangeItem::Gap(Gap { from: self.from.time, to: None, why })).await?;
                 return Ok(Round::Lost);
@@ -178,9 +182,10 @@ impl Follower {
             let mut limit = PAGE_FIRST;
             loop {
                 let page = rows::page(&server.client, name, &stand.seq, limit).await?;
-                if database.instance.is_none()
-                    && let Some(row) = page.rows.last()
-                {
+                if database.is_settled() {
+                    // With time, its history may no longer reach back to what was seen.
+                    stand.seen = None;
+                } else if let Some(row) = page.rows.last() {
                     stand.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
                 }
                 let count = page.rows.len();
@@ -201,17 +206,47 @@ impl Follower {
         // As a scan: what is beside documents belongs to a whole database only.
         if (is_new || looks) && self.from.selection.takes_all_of(name) {
             let extras = extras::read(&server, name).await?;
-            let now = extras::fingerprint(&extras);
-            if now != stand.extras {
-                for batch in reader.extras(&extras) {
-                    let times = vec![self.tick(); batch.len()];
-                    self.send(ChangeItem::Batch(ChangeBatch { batch, times })).await?;
-                }
-                stand.extras = now;
-            }
+            self.beside(&reader, &extras, &mut stand).await?;
         }
         self.places.databases.insert(name.clone(), stand);
         Ok(None)
+    }
+
+    /// Whether nothing that a sequence tells of has happened to a database, and it is the same for sure.
+    fn stands_still(&self, now: &Database) -> bool {
+        now.instance.is_some()
+            && self.places.databases.get(&now.name).is_some_and(|then| {
+                then.seq == now.info.seq() && then.purge == now.info.purge_seq() && then.id == now.id().as_str()
+            })
+    }
+
+    /// Looks at what has no sequence of databases that stand still: of several at once, as there may be many.
+    async fn look(&mut self, still: &[&Database]) -> Result<()> {
+        let server = self.source.server.clone();
+        let asking: Vec<_> = still.iter().map(|database| extras::read(&server, &database.name)).collect();
+        let mut asking = stream::iter(asking).buffered(ASKING);
+        let selection = Arc::new(self.from.selection.clone());
+        for database in still {
+            let Some(extras) = asking.try_next().await? else { break };
+            let Some(mut stand) = self.places.databases.get(&database.name).cloned() else { continue };
+            let reader = self.source.reader(&database.name, database.id(), self.store.clone(), selection.clone());
+            self.beside(&reader, &extras, &mut stand).await?;
+            self.places.databases.insert(database.name.clone(), stand);
+        }
+        Ok(())
+    }
+
+    /// Tells what is beside documents, if it is not what it was.
+    async fn beside(&mut self, reader: &Reader, extras: &[Extra], stand: &mut Stand) -> Result<()> {
+        let now = extras::fingerprint(extras);
+        if now != stand.extras {
+            for batch in reader.extras(extras) {
+                let times = vec![self.tick(); batch.len()];
+                self.send(ChangeItem::Batch(ChangeBatch { batch, times })).await?;
+            }
+            stand.extras = now;
+        }
+        Ok(())
     }
 
     /// What was purged leaves no row: each of those documents is looked at.
@@ -291,7 +326,7 @@ impl Gathered {
         Gathered(kinds.map(|kind| BatchBuilder::new(collection.clone(), kind, Encoding::Json)))
     }
 
-    fn add(&mut self, row: &Row, read: Read) {
+    fn add(&mut self, row: &Row, read: Read<'_>) {
         let key = row.id.as_bytes();
         let [documents, gone, inlined, not_inlined, not_stored] = &mut self.0;
         match read.body {

@@ -6,24 +6,28 @@
 use crate::leaf::Leaf;
 use model::{Error, Result, limits};
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 
-/// The body of a document with these leaves, ranked; at least one.
-pub(crate) fn body(leaves: &mut [Leaf<'_>], out: &mut Vec<u8>) -> Result<()> {
+/// The body of a document with these leaves, which it ranks; at least one. That of a single leaf is its text.
+pub(crate) fn body<'a>(leaves: &mut [Leaf<'a>]) -> Result<Cow<'a, [u8]>> {
     leaves.sort_by(Leaf::rank);
     let size: usize = leaves.iter().map(|l| l.text.len() + 1).sum();
     if size + 1 > limits::DOCUMENT_MAX {
         return Err(too_large(leaves.first().map_or("", |l| &l.id), size));
     }
     if let [only] = leaves {
-        out.extend_from_slice(only.text.as_bytes());
-        return Ok(());
+        return Ok(match only.text.clone() {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        });
     }
+    let mut out = Vec::with_capacity(size + 1);
     for (i, leaf) in leaves.iter().enumerate() {
         out.push(if i == 0 { b'[' } else { b',' });
         out.extend_from_slice(leaf.text.as_bytes());
     }
     out.push(b']');
-    Ok(())
+    Ok(Cow::Owned(out))
 }
 
 /// A document that no batch can hold.
@@ -100,8 +104,7 @@ mod tests {
             r#"{"_id":"a","_rev":"2-b","v":"[","_revisions":{"start":2,"ids":["b","x"]}}"#,
         ];
         let mut all: Vec<_> = texts.iter().map(|t| Leaf::parse(t, false).unwrap()).collect();
-        let mut out = Vec::new();
-        body(&mut all, &mut out).unwrap();
+        let out = body(&mut all).unwrap();
         assert_eq!(out, format!("[{},{}]", texts[1], texts[0]).as_bytes());
         let again: Vec<_> = leaves(&out).unwrap().iter().map(|l| l.text.to_string()).collect();
         assert_eq!(again, [texts[1], texts[0]]);

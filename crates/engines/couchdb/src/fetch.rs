@@ -1,7 +1,6 @@
 //! Fetching documents with all their leaves, many at once.
 
 use crate::client::{Client, Request, document_path, segment, too_large};
-use crate::document;
 use crate::leaf::Leaf;
 use crate::members::{Text, quoted};
 use crate::rows::Row;
@@ -77,7 +76,8 @@ impl Fetched {
 
     /// Whether a document may have attachments: a text that only looks so costs a request.
     fn has_attachments(&self, i: usize) -> bool {
-        self.texts(i).iter().any(|text| contains(text, b"\"_attachments\":"))
+        let mut texts = self.places[i].iter().map(|(answer, s, e)| &self.answers[*answer][*s..*e]);
+        texts.any(|text| contains(text, b"\"_attachments\":"))
     }
 
     /// Whether the answer to many questions says as much of a document's attachments as that to a single
@@ -252,13 +252,4 @@ fn opened(bytes: &[u8]) -> Result<Vec<(usize, usize)>> {
         _ => serde_json::from_slice(bytes).map_err(bad)?,
     };
     Ok(revs.iter().filter_map(|d| d.ok).map(|ok| place(bytes, ok.get())).collect())
-}
-
-/// The body of a document and what it has attached; `None` if it is gone.
-pub(crate) fn body_of(leaves: &mut [Leaf<'_>], out: &mut Vec<u8>) -> Result<Option<Vec<document::Content>>> {
-    if leaves.is_empty() {
-        return Ok(None);
-    }
-    document::body(leaves, out)?;
-    Ok(Some(document::contents(leaves)))
 }

@@ -25,7 +25,8 @@ pub(crate) struct Stand {
     /// What stands for all that it has beside documents.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub extras: String,
-    /// A revision that was there: a database that was made anew does not know it.
+    /// A revision that was there: a database that was made anew does not know it. Kept where when it was
+    /// made does not tell, or not for sure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<(String, String)>,
 }
@@ -45,9 +46,9 @@ impl Places {
 impl Stand {
     /// Where a database stands now.
     pub async fn now(server: &Server, database: &Database) -> Result<Stand> {
-        let seen = match database.instance {
-            Some(_) => None,
-            None => rows::newest(&server.client, &database.name).await?,
+        let seen = match database.is_settled() {
+            true => None,
+            false => rows::newest(&server.client, &database.name).await?,
         };
         Ok(Stand {
             id: database.id().as_str().to_owned(),
@@ -64,7 +65,9 @@ impl Stand {
         if self.id != now.id().as_str() {
             return Ok(Some(format!("database {name} was deleted and made anew")));
         }
-        if now.instance.is_some() {
+        let purges = (number(&self.purge), number(&now.info.purge_seq()));
+        if now.instance.is_some() && (self.seq == now.info.seq() || purges.0 != purges.1) {
+            // What was seen may have been purged: which was, the database tells.
             return Ok(None);
         }
         // A sequence that is a number grows.

@@ -17,6 +17,7 @@ use model::{
     ScanItem, Selection, Skipped, limits,
 };
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
@@ -48,9 +49,9 @@ pub(crate) struct Reader {
 }
 
 /// A document with its attachments.
-pub(crate) struct Read {
+pub(crate) struct Read<'a> {
     /// What it is now; none: it is gone.
-    pub body: Option<Vec<u8>>,
+    pub body: Option<Cow<'a, [u8]>>,
     /// Its attachments.
     pub attached: Attached,
 }
@@ -152,7 +153,7 @@ impl Reader {
     }
 
     /// One document of those fetched; large content is put into the store if that is wanted.
-    pub async fn read_one(&self, fetched: &Fetched, i: usize, row: &Row, stores: bool) -> Result<Read> {
+    pub async fn read_one<'a>(&self, fetched: &'a Fetched, i: usize, row: &Row, stores: bool) -> Result<Read<'a>> {
         let mut leaves = fetched.leaves(i, self.selection.no_attachments)?;
         if let Some(other) = leaves.iter().find(|leaf| leaf.id != row.id) {
             return Err(Error::corrupt(format!(
@@ -161,12 +162,12 @@ impl Reader {
             ))
             .hint("run the command again; if it stays so, look for a proxy between here and the server"));
         }
-        let mut body = Vec::new();
-        let Some(contents) = fetch::body_of(&mut leaves, &mut body)? else {
+        if leaves.is_empty() {
             return Ok(Read { body: None, attached: Attached::None });
-        };
+        }
+        let body = document::body(&mut leaves)?;
         let attached = match leaves.iter().any(|leaf| !leaf.attachments.is_empty()) {
-            true => self.attached(&leaves, contents, &body, stores).await?,
+            true => self.attached(&leaves, document::contents(&leaves), &body, stores).await?,
             false => Attached::None,
         };
         Ok(Read { body: Some(body), attached })

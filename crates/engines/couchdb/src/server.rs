@@ -8,12 +8,15 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::OnceCell;
 
 /// Databases that are asked side by side.
 pub(crate) const ASKING: usize = 8;
 /// Databases that one question may be about.
 const AT_ONCE: usize = 100;
+/// Seconds from which on a database was not made just now, even if the clocks are not the same.
+const SETTLED: u64 = 3600;
 
 /// A CouchDB server, or one that speaks its protocol; nothing is asked before it is needed.
 #[derive(Debug)]
@@ -92,6 +95,13 @@ impl Database {
             Some(instance) => CollectionId::new(format!("{}@{instance}", self.name)),
             None => CollectionId::new(&self.name),
         }
+    }
+
+    /// Whether when it was made tells it for sure from all others of its name. CouchDB tells seconds: one
+    /// that is a few of them old may yet be deleted and made anew in the same one.
+    pub fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.instance.as_ref().and_then(|s| s.parse().ok()).is_some_and(|made: u64| now.abs_diff(made) > SETTLED)
     }
 
     /// What is needed to make it again.

@@ -189,6 +189,10 @@ impl SinkSession for Session {
         }
         let turn =
             self.turns.clone().acquire_owned().await.map_err(|_| Error::bug("a restore went on after its end"))?;
+        if batch.kind == Kind::Attachment {
+            // Its content is only kept until this returns.
+            return put(&target, &batch, &self.store).await;
+        }
         let (store, failed) = (self.store.clone(), self.failed.clone());
         let mut writing = self.writing.lock().await;
         while let Some(ended) = writing.try_join_next() {

@@ -6,6 +6,7 @@ use crate::revise;
 use crate::rewind::{self, Rewind, Whole};
 use crate::server::{ASKING, Server};
 use crate::session::{Goal, Session, Told};
+use crate::writer::is_design;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
@@ -167,6 +168,12 @@ impl Sink for CouchSink {
         (batch.kind == extras::checkpoints() && !self.checkpoints)
             || (batch.kind == extras::settings() && own)
             || (beside && self.rewinds())
+    }
+
+    fn asks_again(&self, batch: &Batch) -> bool {
+        // Another database takes it from the scratch one; design documents wait for all others.
+        let replaces = self.prepared().is_some_and(|prepared| prepared.if_exists == IfExists::Replace);
+        batch.kind == Kind::Attachment && (replaces || (0..batch.len()).any(|i| is_design(batch.key_of(i))))
     }
 
     async fn begin(&self, plan: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {

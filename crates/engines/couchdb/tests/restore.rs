@@ -170,3 +170,19 @@ async fn three_hundred_databases() {
     let plan = source.plan(&Selection::default(), Some(&last)).await.unwrap();
     assert!(matches!(plan, model::Plan::Changes { .. }));
 }
+
+#[tokio::test]
+async fn large_attachments_are_written_while_their_content_is_there() {
+    let couch = CouchServer::shared();
+    let (from, to) = (couch.database(), couch.database_name());
+    let large = |id: &str, text: &str| {
+        let data = text.repeat((4 << 20) / 3 + 10);
+        leaf(id, &["1"], &format!(r#""_attachments":{{"x":{{"content_type":"x/y","data":"{data}"}}}}"#))
+    };
+    couch.put_all(&from, &[large("a", "QUFB"), large("b", "QUJB"), large("_design/d", "QUNB")]);
+    let (here, there) = (source(&couch, &from), sink(&couch, &to));
+    for if_exists in [IfExists::Fail, IfExists::Replace] {
+        restore(&here, &there, &RestoreOptions { if_exists, ..RestoreOptions::default() }).await.unwrap();
+        assert_eq!(entries(&here, &from).await, entries(&source(&couch, &to), &to).await);
+    }
+}

@@ -107,8 +107,7 @@ fn understand(id: &str, revisions: &[&str], without: bool) -> Result<Document> {
         false => revisions.iter().map(|r| convert::from_dump(r, &mut bytes)).collect::<Result<_>>()?,
     };
     let mut leaves = texts.iter().map(|t| Leaf::parse(t, without)).collect::<Result<Vec<_>>>()?;
-    let mut body = Vec::new();
-    document::body(&mut leaves, &mut body)?;
+    let body = document::body(&mut leaves)?.into_owned();
     Ok(Document { id: id.to_owned(), body, contents: document::contents(&leaves), bytes })
 }
 

@@ -4,9 +4,11 @@
 use couch::{CouchSink, CouchSource, Place, Server};
 use futures::StreamExt;
 use model::{
-    Description, Kind, Plan, RestoreOptions, RestoreReport, Result, ScanItem, Selection, Sink, SinkSession, Source,
+    AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, Description, Kind, Plan, RestoreOptions,
+    RestoreReport, Result, ScanItem, Selection, Sink, SinkSession, Source,
 };
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use testkit::pouchdb::CouchServer;
 use testkit::source::{Entry, Everything, MemoryAttachments, read_everything};
 
@@ -112,7 +114,7 @@ pub async fn restore(from: &CouchSource, into: &dyn Sink, options: &RestoreOptio
 pub async fn restore_from(from: &dyn Source, into: &dyn Sink, options: &RestoreOptions) -> Result<RestoreReport> {
     let description: Description = from.describe().await?;
     let Plan::Scan { parts, .. } = from.plan(&options.selection, None).await? else { panic!("no scan") };
-    let store = Arc::new(MemoryAttachments::default());
+    let store = Arc::new(Forgetful::default());
     let description = Description { collections: parts.iter().map(|p| p.collection.clone()).collect(), ..description };
     let plan = into.prepare(&description, options).await?;
     let session = into.begin(plan, store.clone()).await?;
@@ -125,19 +127,45 @@ pub async fn restore_from(from: &dyn Source, into: &dyn Sink, options: &RestoreO
     }
 }
 
+/// Content until it is no longer needed, as a copy without a vault has it.
+#[derive(Default)]
+struct Forgetful {
+    kept: MemoryAttachments,
+    forgotten: Mutex<HashSet<ContentDigest>>,
+}
+
+#[async_trait::async_trait]
+impl AttachmentStore for Forgetful {
+    async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef> {
+        self.kept.put(content).await
+    }
+
+    async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
+        assert!(!self.forgotten.lock().unwrap().contains(&reference.digest), "asked for after its time");
+        self.kept.open(reference).await
+    }
+}
+
 async fn send(
     from: &dyn Source,
     into: &dyn Sink,
     session: &dyn SinkSession,
     parts: &[model::Part],
-    store: Arc<MemoryAttachments>,
+    store: Arc<Forgetful>,
 ) -> Result<()> {
     for part in parts {
         session.catalog(&part.collection).await?;
         let mut items = from.read(part, store.clone()).await?;
         while let Some(item) = items.next().await {
             match item? {
-                ScanItem::Batch(batch) if !into.leaves_out(&batch) => session.write(batch).await?,
+                ScanItem::Batch(batch) if !into.leaves_out(&batch) => {
+                    let done = !into.asks_again(&batch);
+                    let content = batch.attachments.clone();
+                    session.write(batch).await?;
+                    if done {
+                        store.forgotten.lock().unwrap().extend(content.iter().map(|c| c.digest));
+                    }
+                }
                 _ => {}
             }
         }
