@@ -292,10 +292,12 @@ pub(crate) fn check_kinds(options: &model::RestoreOptions, sink: &dyn model::Sin
     }
     match options.kinds.iter().chain(&options.without_kinds).find(|word| !words.contains(&word.as_str())) {
         None => Ok(()),
-        Some(word) => Err(Error::input(format!("{word} is no kind of thing that the target knows")).hint(match words {
-            [] => "leave --kinds and --without-kinds out; they are for RavenDB".to_owned(),
-            words => format!("what it knows: {}", words.join(", ")),
-        })),
+        Some(word) => {
+            Err(Error::input(format!("{word} is no kind of thing that the target knows")).hint(match words {
+                [] => "leave --kinds and --without-kinds out; they are for RavenDB".to_owned(),
+                words => format!("what it knows: {}", words.join(", ")),
+            }))
+        }
     }
 }
 
