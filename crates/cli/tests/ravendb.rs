@@ -382,10 +382,12 @@ fn native_backups_are_read_each_file_as_a_point() {
     backup(false, 2);
     db.delete("orders/10");
     db.attach("orders/9", "late.txt", b"late");
+    db.attach("orders/12", "late.txt", b"late");
     backup(false, 3);
     db.delete("orders/9");
     db.put("orders/9", r#"{"N":"elsewhere","@metadata":{"@collection":"Moved"}}"#);
-    db.done("DELETE", "/attachments?id=Users%2F1&name=A%20%C3%A4.txt", b"");
+    // Of an id with capitals RavenDB's own restore would make one without here.
+    db.done("DELETE", "/attachments?id=orders%2F12&name=late.txt", b"");
     backup(false, 4);
     let host = Host::ready();
     let files = files();
@@ -403,7 +405,8 @@ fn native_backups_are_read_each_file_as_a_point() {
         };
         let (ours, theirs) = (same(&into), same(&natively_restored(&files[..=n])));
         assert_eq!(ours.0, theirs.0, "{}", files[n].display());
-        assert!(ours.1 == theirs.1, "{}", files[n].display());
+        let differ: Vec<_> = ours.1.iter().zip(&theirs.1).filter(|(a, b)| a != b).take(3).collect();
+        assert!(differ.is_empty(), "{}: {differ:#?}", files[n].display());
     }
     host.run(&["backup", &format!("ravendbdump:{}", files[0].parent().unwrap().display()), "--to", "v"]).ends(0);
 }
@@ -535,6 +538,39 @@ fn a_database_is_replaced_only_when_the_new_one_is_proven() {
         let all = String::from_utf8(server.done("GET", "/databases?namesOnly=true", b"")).unwrap();
         assert!(!all.contains(&format!("{}-rewound-", db.name)), "the scratch database is gone: {all}");
     }
+}
+
+#[test]
+fn a_server_killed_while_a_database_is_replaced_has_it_somewhere() {
+    let server = Arc::new(Raven::start(false));
+    let db = server.database();
+    db.fill("Orders", "orders", 5000);
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    db.fill("Later", "later", 10);
+    let names = || -> Vec<String> {
+        let all = server.done("GET", "/databases?namesOnly=true", b"");
+        let all: serde_json::Value = serde_json::from_slice(&all).unwrap();
+        all["Databases"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    };
+    let documents = |name: &str| -> u64 {
+        let stats = server.done("GET", &format!("/databases/{name}/stats"), b"");
+        serde_json::from_slice::<serde_json::Value>(&stats).unwrap()["CountOfDocuments"].as_u64().unwrap()
+    };
+    for after in [200, 600, 900, 1200, 1600, 2200] {
+        let args = ["restore", "v", "--into", &db.url(), "--if-exists", "replace"];
+        let mut child = host.command(&args).env("REWOUND_IDENTITY", host.path("key.txt")).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(after));
+        server.kill();
+        child.wait().unwrap();
+        server.run();
+        let counts: Vec<u64> = names().iter().map(|name| documents(name)).collect();
+        assert!(counts.iter().any(|n| [5000, 5010].contains(n)), "{after}: {counts:?}");
+    }
+    // What is left of a new one that was cut short is replaced like any other.
+    let ran = host.read(&["restore", "v", "--into", &db.url(), "--if-exists", "replace", "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(documents(&db.name), 5000);
 }
 
 #[test]
