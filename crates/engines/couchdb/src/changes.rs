@@ -203,7 +203,7 @@ impl Follower {
                 self.commit().await?;
             }
         }
-        // As a scan: what is beside documents belongs to a whole database only.
+        // As a scan: of a whole database only.
         if (is_new || looks) && self.from.selection.takes_all_of(name) {
             let extras = extras::read(&server, name).await?;
             self.beside(&reader, &extras, &mut stand).await?;
@@ -223,6 +223,9 @@ impl Follower {
     /// Looks at what has no sequence of databases that stand still: of several at once, as there may be many.
     async fn look(&mut self, still: &[&Database]) -> Result<()> {
         let server = self.source.server.clone();
+        // What is beside documents belongs to a whole database only.
+        let whole = |database: &&&Database| self.from.selection.takes_all_of(&database.name);
+        let still: Vec<&Database> = still.iter().filter(whole).copied().collect();
         let asking: Vec<_> = still.iter().map(|database| extras::read(&server, &database.name)).collect();
         let mut asking = stream::iter(asking).buffered(ASKING);
         let selection = Arc::new(self.from.selection.clone());

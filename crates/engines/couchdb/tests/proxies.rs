@@ -38,7 +38,8 @@ async fn read(url: &str) -> model::Result<Everything> {
     let source = CouchSource::new(server(url)).concurrency(1);
     let all = Selection::default();
     let reading = read_everything(&source, &all, Arc::new(MemoryAttachments::default()));
-    let read = tokio::time::timeout(Duration::from_secs(60), reading).await.expect("it ends");
+    // A length that is garbled is noticed when the server says nothing more for too long.
+    let read = tokio::time::timeout(Duration::from_secs(200), reading).await.expect("it ends");
     read.map(Everything::sorted)
 }
 
