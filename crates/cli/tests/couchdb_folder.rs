@@ -46,8 +46,7 @@ fn documents_become_files_and_attachments_files_beside_them() {
     let found = shown(&host, "out");
     let of = |name: &str| &found.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no {name} in {found:?}")).1;
     // pouchdb-server writes numbers anew, CouchDB gives their text back.
-    let plain =
-        [1, 2].map(|digits| format!(r#"{{"_id":"plain","_rev":"1-a","n":{:.1$},"t":"é \" "}}"#, 1.0, digits - 1));
+    let plain = ["1", "1.0"].map(|n| format!(r#"{{"_id":"plain","_rev":"1-a","n":{n},"t":"é \" "}}"#));
     assert!(plain.contains(of("shop/plain.json")), "{found:?}");
     assert_eq!(of("shop/c.json"), r#"{"_id":"c","_rev":"2-b2","v":"b"}"#);
     assert_eq!(of("shop/c.attachments/won.txt"), "won");

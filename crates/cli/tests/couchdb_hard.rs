@@ -111,7 +111,8 @@ fn large_attachments_stream_both_ways() {
         .unwrap();
     let restore = memory(restore);
     assert_eq!(*taker.attached.lock().unwrap(), Some(expected));
-    assert!(backup < 128 && restore < 128, "a backup in {backup} MiB, a restore in {restore} MiB");
+    // With all of it in memory both would have more than 200.
+    assert!(backup < 180 && restore < 180, "a backup in {backup} MiB, a restore in {restore} MiB");
     // Nothing has changed: it is not fetched again.
     let again = host.run(&["backup", &format!("couchdb+http://{}/big", from.host), "--to", "v", "--json"]).ends(0);
     assert_eq!(again.of("vault")[0]["point"]["changed"], 0, "{again:?}");
