@@ -90,6 +90,14 @@ pub struct Gap {
     pub why: String,
 }
 
+impl Gap {
+    /// Whether nothing is lost: only a scan shows what has changed, but of the times since the last that
+    /// is known none could have been restored anyway, as the feed tells states only.
+    pub fn is_empty(&self) -> bool {
+        self.to.is_some_and(|to| to.order <= self.from.order)
+    }
+}
+
 /// One item of a scan.
 #[derive(Debug, Clone)]
 pub enum ScanItem {
@@ -154,7 +162,7 @@ pub enum ChangeItem {
         /// The engine time up to which all changes have been given.
         time: EngineTime,
     },
-    /// History was lost.
+    /// History was lost, or, if it is empty, cannot be told by changes.
     Gap(Gap),
 }
 

@@ -132,7 +132,10 @@ pub async fn backup(
             }
             break;
         }
-        job.note("history was lost while it was read: everything is scanned");
+        job.note(match lost.values().find(|gap| gap.is_empty()) {
+            Some(Gap { why, .. }) => format!("{why}: everything is read"),
+            None => "history was lost while it was read: everything is scanned".to_owned(),
+        });
         let is_lost = |i: usize| lost.contains_key(&i);
         targets = vaults
             .iter()

@@ -275,6 +275,10 @@ impl Live<'_> {
             place.error = Some(error);
         }
         for gap in done.lost.values() {
+            if gap.is_empty() {
+                self.job.note(format!("{}: everything is read", gap.why));
+                continue;
+            }
             self.job.note(format!("history since {} is lost: {}; everything is scanned", gap.from, gap.why));
             tell(LiveEvent::Gap { gap: gap.clone() });
         }

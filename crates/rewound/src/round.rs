@@ -408,7 +408,8 @@ impl<'a> Round<'a> {
         let mut all: HashMap<usize, PointDetails> = HashMap::new();
         for i in self.lanes.alive().into_iter().filter(|i| !self.ways[*i].skip) {
             let scan = scan.as_ref().filter(|s| s.lanes.contains(&i));
-            let gap = self.ways[i].gap.clone().zip(scan).map(|(gap, scan)| Gap { to: gap.to.or(scan.from), ..gap });
+            let gap = self.ways[i].gap.clone().filter(|gap| !gap.is_empty());
+            let gap = gap.zip(scan).map(|(gap, scan)| Gap { to: gap.to.or(scan.from), ..gap });
             let skipped = scan.map(|s| s.found.skipped.clone()).unwrap_or_default();
             let details = match (marks.get(&i), scan) {
                 (Some(mark), scan) => {

@@ -72,8 +72,8 @@ struct Follower {
 enum Told {
     /// They were given, so many bytes.
     Bytes(usize),
-    /// They cannot be, and why.
-    Lost(String),
+    /// They cannot be; only a scan shows them.
+    Unseen(Gap),
 }
 
 /// How a round ended.
@@ -135,8 +135,8 @@ impl Follower {
             self.look(&still).await?;
         }
         for database in moved {
-            if let Some(why) = self.database(database, looks).await? {
-                self.send(ChangeItem::Gap(Gap { from: self.from.time, to: None, why })).await?;
+            if let Some(gap) = self.database(database, looks).await? {
+                self.send(ChangeItem::Gap(gap)).await?;
                 return Ok(Round::Lost);
             }
         }
@@ -147,7 +147,7 @@ impl Follower {
     }
 
     /// Brings one database up to date; why that is not possible, if so.
-    async fn database(&mut self, database: &Database, looks: bool) -> Result<Option<String>> {
+    async fn database(&mut self, database: &Database, looks: bool) -> Result<Option<Gap>> {
         let name = &database.name;
         let server = self.source.server.clone();
         let known = self.places.databases.get(name).cloned();
@@ -158,7 +158,7 @@ impl Follower {
                 if (moved || looks)
                     && let Some(why) = stand.lost(&server, database).await?
                 {
-                    return Ok(Some(why));
+                    return Ok(Some(self.gap(why)));
                 }
                 stand
             }
@@ -173,8 +173,8 @@ impl Follower {
         let selection = Arc::new(self.from.selection.clone());
         let reader = self.source.reader(name, database.id(), self.store.clone(), selection);
         if stand.purge != database.info.purge_seq() {
-            if !is_new && let Some(why) = self.purges(&reader, &stand, database).await? {
-                return Ok(Some(why));
+            if !is_new && let Some(gap) = self.purges(&reader, &stand, database).await? {
+                return Ok(Some(gap));
             }
             stand.purge = database.info.purge_seq();
         }
@@ -191,7 +191,7 @@ impl Follower {
                 let count = page.rows.len();
                 match self.documents(&reader, page.rows).await? {
                     Told::Bytes(bytes) => limit = (PAGE_BYTES / (bytes / count.max(1)).max(1)).clamp(1, rows::PAGE),
-                    Told::Lost(why) => return Ok(Some(why)),
+                    Told::Unseen(gap) => return Ok(Some(gap)),
                 }
                 let same = stand.seq == page.last;
                 stand.seq = page.last;
@@ -253,24 +253,28 @@ impl Follower {
     }
 
     /// What was purged leaves no row: each of those documents is looked at.
-    async fn purges(&mut self, reader: &Reader, stand: &Stand, database: &Database) -> Result<Option<String>> {
+    async fn purges(&mut self, reader: &Reader, stand: &Stand, database: &Database) -> Result<Option<Gap>> {
         let (then, now) = (number(&stand.purge), number(&database.info.purge_seq()));
         let count = now.zip(then).and_then(|(now, then)| now.checked_sub(then));
         let purged = self.source.server.purged(&database.name).await?;
         let (Some(count), Some(ids)) = (count, purged) else {
-            return Ok(Some(format!("documents of {} were purged, and the server does not tell which", database.name)));
+            let why = format!("documents of {} were purged, and the server does not tell which", database.name);
+            return Ok(Some(self.gap(why)));
         };
         if ids.len() as u64 >= count {
             let rows = ids.into_iter().collect::<BTreeSet<_>>().into_iter().map(|id| Row { id, revs: Vec::new() });
             return Ok(match self.documents(reader, rows.collect()).await? {
                 Told::Bytes(_) => None,
-                Told::Lost(why) => Some(why),
+                Told::Unseen(gap) => Some(gap),
             });
         }
-        Ok(Some(format!(
-            "{count} documents of {} were purged, and the server no longer knows all of them",
-            database.name
-        )))
+        let name = &database.name;
+        let why = format!("{count} documents of {name} were purged, and the server no longer knows all of them");
+        Ok(Some(self.gap(why)))
+    }
+
+    fn gap(&self, why: String) -> Gap {
+        Gap { from: self.from.time, to: None, why }
     }
 
     /// Tells what these documents are now.
@@ -288,10 +292,11 @@ impl Follower {
                 }
                 let read = reader.read_one(&fetched, i, row, false).await?;
                 if matches!(read.attached, Attached::TooLarge) {
-                    return Ok(Told::Lost(format!(
+                    let why = format!(
                         "the attachments of document {} in {} have changed, and are too large for the change log",
                         row.id, reader.database
-                    )));
+                    );
+                    return Ok(Told::Unseen(Gap { to: Some(self.from.time), ..self.gap(why) }));
                 }
                 gathered.add(row, read);
                 if gathered.bytes() >= limits::BATCH {
