@@ -228,12 +228,18 @@ fn a_live_backup_follows_and_tells_deletions() {
         said.contains("orders/2") || said.matches("\"changes\"").count() > 1 || said.contains("flush")
     });
     std::thread::sleep(std::time::Duration::from_secs(2));
+    // Changes cannot carry it: everything is read, and nothing is lost.
+    let points = fs::read_to_string(host.path("live.jsonl")).unwrap().matches("\"point\"").count();
+    db.attach("orders/3", "large.bin", &vec![5; 5 << 20]);
+    until("a point with the large attachment", &|said| said.matches("\"point\"").count() >= points + 2);
     let stopped = std::process::Command::new("kill").arg(live.id().to_string()).status().unwrap();
     assert!(stopped.success());
-    live.wait().unwrap();
+    assert!(live.wait().unwrap().success());
+    assert!(host.run(&["points", "v", "--json"]).ends(0).of("gap").is_empty());
     let into = Raven::shared().no_database();
     let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true);
+    assert_eq!(into.done("GET", "/attachments?id=orders%2F3&name=large.bin", b""), vec![5; 5 << 20]);
     assert_eq!(documents_of(&into), documents_of(&db), "{}", fs::read_to_string(host.path("live.jsonl")).unwrap());
     assert_eq!(into.count("CountOfDocuments"), 100);
 }

@@ -10,7 +10,7 @@ use crate::wake::Wake;
 use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
-    AttachmentStore, Batch, ChangeBatch, ChangeItem, ChangeStream, Clock, EngineTime, Error, ErrorKind, Following,
+    AttachmentStore, Batch, ChangeBatch, ChangeItem, ChangeStream, Clock, EngineTime, Error, ErrorKind, Following, Gap,
     HashingStore, Position, Result, Selection, SystemClock, Until,
 };
 use serde::{Deserialize, Serialize};
@@ -182,11 +182,17 @@ impl Feed {
             let hold = crate::hold::task(&self.server).await?;
             match self.place.judge(&stats, hold) {
                 Verdict::GoesOn => {}
-                Verdict::Compare(why) | Verdict::Lost(why) => return Err(Error::new(ErrorKind::HistoryLost, why)),
+                Verdict::Compare(why) => return self.needs_scan(why).await,
+                Verdict::Lost(why) => return Err(Error::new(ErrorKind::HistoryLost, why)),
             }
             let due = compared.is_none_or(|at| at.elapsed() >= ASK_DATABASE);
             if stats.etag() > self.place.etag {
-                self.read().await?;
+                match self.read().await {
+                    Err(e) if e.kind() == ErrorKind::HistoryLost => {
+                        return self.needs_scan(e.message().to_owned()).await;
+                    }
+                    read => read?,
+                }
             } else {
                 self.tick();
             }
@@ -212,6 +218,11 @@ impl Feed {
 
     async fn give(&self, item: ChangeItem) -> Result<()> {
         self.out.send(Ok(item)).await.map_err(|_| Error::new(ErrorKind::Interrupted, "nobody follows any more"))
+    }
+
+    /// Nothing is lost, but changes cannot tell it.
+    async fn needs_scan(&self, why: String) -> Result<()> {
+        self.give(ChangeItem::Gap(Gap { from: self.from.time, to: Some(self.from.time), why })).await
     }
 
     async fn commit(&mut self) -> Result<()> {
