@@ -408,7 +408,9 @@ impl<'a> Round<'a> {
         let mut all: HashMap<usize, PointDetails> = HashMap::new();
         for i in self.lanes.alive().into_iter().filter(|i| !self.ways[*i].skip) {
             let scan = scan.as_ref().filter(|s| s.lanes.contains(&i));
-            let gap = self.ways[i].gap.clone().filter(|gap| !gap.is_empty());
+            // A source that was replaced may have a clock that is behind: its gap is one all the same.
+            let nothing_lost = |gap: &Gap| gap.is_empty() && self.description.feed == FeedKind::LatestState;
+            let gap = self.ways[i].gap.clone().filter(|gap| !nothing_lost(gap));
             let gap = gap.zip(scan).map(|(gap, scan)| Gap { to: gap.to.or(scan.from), ..gap });
             let skipped = scan.map(|s| s.found.skipped.clone()).unwrap_or_default();
             let details = match (marks.get(&i), scan) {
