@@ -122,7 +122,7 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
     let source = registry::source(&url, &reach).or_usage()?;
     match reach.tombstones {
         Tombstones::Hold => context.ui.note(
-            "RavenDB keeps its tombstones from now on, for a disabled backup task in the database named “rewound \
+            "RavenDB is asked to keep its tombstones from now on, by a disabled backup task in the database named “rewound \
              holds tombstones”; --release-tombstones ends that",
         ),
         Tombstones::Release => context.ui.note("the task that holds tombstones is removed from the database"),
