@@ -446,7 +446,16 @@ fn a_server_killed_at_work_leaves_no_half_point_and_a_restore_can_be_run_again()
         let code = killed_at_work(&["restore", "v", "--into", &into.url(), "--if-exists", "merge"], after);
         assert!(matches!(code, Some(0 | 1)), "{code:?}");
     }
-    let ran = host.read(&["restore", "v", "--into", &into.url(), "--if-exists", "merge", "--json"]).ends(0);
+    let again = || host.read(&["restore", "v", "--into", &into.url(), "--if-exists", "merge", "--json"]);
+    let mut ran = again();
+    // A server killed while it makes a database leaves one that it never opens again.
+    if ran.out.contains("VoronUnrecoverableError") {
+        assert!(ran.code != 0 && ran.out.contains("delete it in RavenDB Studio"), "{ran:?}");
+        let gone = format!(r#"{{"DatabaseNames":["{}"],"HardDelete":true}}"#, into.name);
+        server.done("DELETE", "/admin/databases", gone.as_bytes());
+        ran = again();
+    }
+    let ran = ran.ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true);
     assert_eq!(documents_of(&into).len(), 10_000, "as many as one answer takes");
     assert_eq!(into.count("CountOfDocuments"), 20_000);

@@ -7,6 +7,7 @@ pub mod documents;
 pub mod faulty;
 pub mod mongod;
 pub mod moto;
+pub mod ports;
 pub mod pouchdb;
 pub mod proxy;
 pub mod ravendb;

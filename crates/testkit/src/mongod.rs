@@ -1,9 +1,10 @@
 //! Real MongoDB servers for tests, from packages of PyPI, which `./dev/test` gets.
 
+use crate::ports::free_port;
 use bson::{Document, doc};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -57,7 +58,7 @@ impl Mongod {
 
     /// A server of its own.
     pub fn start(options: Options) -> Mongod {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("data")).unwrap();
         let server = Mongod { options, port, folder, child: Mutex::new(None) };

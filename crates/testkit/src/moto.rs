@@ -1,8 +1,9 @@
 //! A real S3 server for tests: moto, from PyPI, which `./dev/test` gets.
 
+use crate::ports::free_port;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -36,7 +37,7 @@ impl Moto {
         let Some(program) = std::env::var_os("REWOUND_TEST_MOTO") else {
             panic!("REWOUND_TEST_MOTO does not say where moto_server is: run ./dev/test, which installs and sets it");
         };
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let child = Command::new(program)

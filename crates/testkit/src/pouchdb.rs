@@ -1,10 +1,11 @@
 //! A real server of the CouchDB protocol for tests: pouchdb-server, from npm, which `./dev/test` gets;
 //! and a CouchDB itself, where `REWOUND_TEST_COUCHDB` names one.
 
+use crate::ports::free_port;
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -58,7 +59,7 @@ impl CouchServer {
 
     /// A pouchdb-server of its own, with its data on disk.
     pub fn start() -> CouchServer {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let started = Started { folder: tempfile::tempdir().unwrap(), child: Mutex::new(None) };
         let (host, login, user) = (format!("127.0.0.1:{port}"), None, String::new());
         let server = CouchServer { host, login, user, started: Some(started), made: Mutex::default() };

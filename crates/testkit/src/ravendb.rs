@@ -1,8 +1,9 @@
 //! Real RavenDB servers for tests, from packages of registries, which `./dev/test` gets.
 
+use crate::ports::free_port;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,6 +67,8 @@ impl Raven {
         command.arg(format!("--DataDir={}", self.folder.path().join("data").display()));
         command.arg(format!("--Logs.Path={}", self.folder.path().join("logs").display()));
         command.args(["--Setup.Mode=None", "--License.Eula.Accepted=true", "--non-interactive"]);
+        // Without the pipes for debuggers, which a killed server leaves in the folder for temporary files.
+        command.env("DOTNET_EnableDiagnostics", "0").env("COMPlus_EnableDiagnostics", "0");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         *self.child.lock().unwrap() = Some(command.spawn().unwrap());
@@ -266,8 +269,4 @@ fn program(oldest: bool) -> PathBuf {
     let mut programs = std::env::split_paths(&listed);
     let program = if oldest { programs.next() } else { programs.last() };
     program.expect("REWOUND_TEST_RAVENDB names a program")
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

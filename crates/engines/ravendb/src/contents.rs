@@ -80,7 +80,7 @@ pub(crate) async fn fetch(
     if hash.as_deref() != Some(&attached.hash) || answer.content_length().is_some_and(|n| n > ATTACHMENT_INLINE) {
         return Ok(None);
     }
-    let content = answer.bytes().await.map_err(|e| crate::server::network(doing, e))?;
+    let content = answer.bytes().await.map_err(|e| crate::refusal::network(doing, e))?;
     match content.len() as u64 == attached.size {
         true => Ok(Some(content)),
         false => Err(Error::corrupt(format!(

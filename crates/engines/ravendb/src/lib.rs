@@ -13,6 +13,7 @@ mod maker;
 mod members;
 mod metadata;
 mod proof;
+mod refusal;
 mod replace;
 mod server;
 mod sink;

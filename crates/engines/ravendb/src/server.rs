@@ -1,9 +1,10 @@
 //! A server and one of its databases, by HTTP.
 
 use crate::dump::Input;
+use crate::refusal::{network, refused};
 use futures::{StreamExt, TryStreamExt};
 use model::{Error, ErrorKind, Result};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -14,8 +15,6 @@ use std::time::Duration;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may pause.
 const PAUSE: Duration = Duration::from_secs(300);
-/// Bytes of an error message that are shown.
-const SHOWN: usize = 300;
 
 /// One database on one server.
 #[derive(Debug)]
@@ -418,51 +417,6 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Trouble on the way to the server or back.
-pub(crate) fn network(doing: &str, e: reqwest::Error) -> Error {
-    let mut why = e.to_string();
-    let mut cause = std::error::Error::source(&e);
-    while let Some(inner) = cause {
-        why = format!("{why}: {inner}");
-        cause = inner.source();
-    }
-    Error::new(ErrorKind::Retry, format!("{doing}: {why}"))
-        .caused_by(e)
-        .hint("check that the server runs and is reached")
-}
-
-/// What the server's refusal means.
-fn refused(doing: &str, status: StatusCode, body: &str) -> Error {
-    #[derive(Deserialize)]
-    struct Answer {
-        #[serde(rename = "Type", default)]
-        kind: String,
-        #[serde(rename = "Message", default)]
-        message: String,
-    }
-    let answer = serde_json::from_str::<Answer>(body).ok();
-    let message = answer.as_ref().map_or(body, |a| a.message.as_str());
-    let first: String = message.lines().next().unwrap_or_default().chars().take(SHOWN).collect();
-    let text = format!("{doing}: the server says {status}: {first}");
-    let kind = answer.as_ref().map_or("", |a| a.kind.as_str());
-    // A server that never had a database says that it is passive.
-    if kind.contains("DatabaseDoesNotExist")
-        || message.contains("the node is passive")
-        || status == StatusCode::NOT_FOUND
-    {
-        return Error::missing(text);
-    }
-    match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::credentials(text)
-            .hint("give a client certificate that may read the database: ?certificate=FILE.pem in the URL"),
-        StatusCode::PAYMENT_REQUIRED => Error::unsupported(text).hint("the server's license does not allow it"),
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
-            Error::new(ErrorKind::Retry, text)
-        }
-        _ => Error::new(ErrorKind::Unsupported, text).hint("the server's log says more"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -496,19 +450,5 @@ mod tests {
         assert_eq!(stats.etag(), 7);
         assert_eq!(Stats { last_database_etag: Some(8), ..stats }.etag(), 8);
         assert_eq!(Build::of("5.4.115 build 54106"), Some(54106));
-    }
-
-    #[test]
-    fn refusals_say_what_can_be_done() {
-        let body = r#"{"Type":"Raven.Client.Exceptions.Database.DatabaseDoesNotExistException","Message":"no\nmore"}"#;
-        let error = refused("asking", StatusCode::SERVICE_UNAVAILABLE, body);
-        assert_eq!(
-            (error.kind(), error.message()),
-            (ErrorKind::Missing, "asking: the server says 503 Service Unavailable: no")
-        );
-        let body = r#"{"Message":"Can't perform actions on the database 'x' while the node is passive."}"#;
-        assert_eq!(refused("x", StatusCode::SERVICE_UNAVAILABLE, body).kind(), ErrorKind::Missing);
-        assert_eq!(refused("x", StatusCode::FORBIDDEN, "").kind(), ErrorKind::Credentials);
-        assert_eq!(refused("x", StatusCode::SERVICE_UNAVAILABLE, "").kind(), ErrorKind::Retry);
     }
 }

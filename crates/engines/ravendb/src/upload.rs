@@ -51,7 +51,7 @@ impl Upload {
         let server = server.clone();
         let answer = tokio::spawn(async move {
             let answer = server.send(request, "importing").await?;
-            let body = answer.bytes().await.map_err(|e| crate::server::network("importing", e))?;
+            let body = answer.bytes().await.map_err(|e| crate::refusal::network("importing", e))?;
             judge(&body)
         });
         Ok(Upload { pieces: Some(pieces), answer: Some(answer) })

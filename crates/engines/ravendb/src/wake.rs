@@ -64,12 +64,12 @@ async fn listen(server: &Server, changed: &Notify) -> Result<()> {
         .header("Sec-WebSocket-Version", "13")
         .header("Sec-WebSocket-Key", &key);
     let doing = "listening for changes";
-    let answer = request.send().await.map_err(|e| crate::server::network(doing, e))?;
+    let answer = request.send().await.map_err(|e| crate::refusal::network(doing, e))?;
     let accepted = answer.headers().get("Sec-WebSocket-Accept").map(|v| v.as_bytes().to_vec());
     if answer.status().as_u16() != 101 || accepted != Some(derive_accept_key(key.as_bytes()).into_bytes()) {
         return Err(Error::unsupported(format!("{doing}: the server says {}", answer.status())));
     }
-    let stream = answer.upgrade().await.map_err(|e| crate::server::network(doing, e))?;
+    let stream = answer.upgrade().await.map_err(|e| crate::refusal::network(doing, e))?;
     let config = WebSocketConfig::default().max_message_size(Some(MESSAGE)).max_frame_size(Some(MESSAGE));
     let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await;
     let gone = |e| Error::new(ErrorKind::Retry, format!("{doing}: {e}"));
