@@ -118,6 +118,38 @@ fn large_attachments_stream_both_ways() {
     assert_eq!(again.of("vault")[0]["point"]["changed"], 0, "{again:?}");
 }
 
+#[test]
+fn large_attachments_that_are_known_are_not_fetched_again() {
+    let content: Vec<u8> = (0..LARGE as u32).step_by(4).flat_map(u32::to_le_bytes).collect();
+    let host = Host::ready();
+    let backup = |captured: Captured, vault: &[&str], code| {
+        let web = Web::start(move |asked| captured.answer(asked));
+        let url = format!("couchdb+http://{}/big", web.host);
+        let ran = host.run(&[&["backup", &url, "--as", "big", "--json"], vault].concat()).ends(code);
+        ran.of("vault").iter().map(|v| v["point"]["changed"].clone()).collect::<Vec<_>>()
+    };
+    backup(large(&content), &["--to", "v"], 0);
+    // Of what was purged the server does not tell: everything is read again, but for what it no longer gives.
+    let without = |purged: u32| {
+        let mut captured = large(&content);
+        captured.info =
+            info("big").replace(r#""purge_seq":"0-x""#, &format!(r#""purge_seq":"{purged}-x""#)).into_bytes();
+        captured.contents.clear();
+        captured
+    };
+    assert_eq!(backup(without(1), &["--to", "v"], 5), [0]);
+    // Another vault has nothing yet: for both of them it is fetched.
+    host.run(&["init", "w", "--plain"]).ends(0);
+    backup(without(1), &["--to", "v", "--to", "w"], 1);
+    backup(large(&content), &["--to", "v", "--to", "w"], 5);
+    assert_eq!(backup(without(2), &["--to", "v", "--to", "w"], 5), [0, 0]);
+    for vault in ["v", "w"] {
+        host.read(&["verify", vault]).ends(0);
+        let out = format!("folder:{}", host.path(&format!("out-{vault}")).display());
+        host.read(&["restore", vault, "--into", &out]).ends(0);
+    }
+}
+
 fn put(couch: &CouchServer, db: &str, id: &str, generation: usize) {
     let ids: Vec<String> = (1..=generation).rev().map(|n| format!("\"r{n}\"")).collect();
     let text = format!(

@@ -1,6 +1,6 @@
 //! Attachments: content that streams past, never whole in memory.
 
-use crate::{Error, Result, limits};
+use crate::{CollectionId, Error, Result, limits};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -61,6 +61,13 @@ pub trait AttachmentStore: Send + Sync {
     /// Takes content to its end and returns the reference to it. Content that the store has
     /// already is not stored again.
     async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef>;
+
+    /// The content that an attachment had the last time, if all that the source says of it (`body`) is what
+    /// it said then: so that it need not be fetched again. Only for sources whose words tell the content
+    /// apart, by a digest. `None` where the store does not know.
+    async fn known(&self, _collection: &CollectionId, _key: &[u8], _body: &[u8]) -> Result<Option<AttachmentRef>> {
+        Ok(None)
+    }
 
     /// The content of a reference that this store made. The stream fails with
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the content does not have its digest.

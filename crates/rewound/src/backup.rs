@@ -126,21 +126,24 @@ pub async fn backup(
         if lost.is_empty() {
             break;
         }
+        // A vault without history waited while that of another was found lost.
+        let waiting = report.unserved(vaults.len());
         if number == ROUNDS {
-            for (i, gap) in lost {
-                report.errors.insert(i, overtaken(&gap));
-            }
+            let waiting = waiting.into_iter().filter_map(|i| Some((i, lost.values().next()?)));
+            report
+                .errors
+                .extend(waiting.chain(lost.iter().map(|(i, gap)| (*i, gap))).map(|(i, gap)| (i, overtaken(gap))));
             break;
         }
         job.note(match lost.values().find(|gap| gap.is_empty()) {
             Some(Gap { why, .. }) => format!("{why}: everything is read"),
             None => "history was lost while it was read: everything is scanned".to_owned(),
         });
-        let is_lost = |i: usize| lost.contains_key(&i);
+        let is_next = |i: usize| lost.contains_key(&i) || waiting.contains(&i);
         targets = vaults
             .iter()
             .enumerate()
-            .map(|(i, (url, v))| (url.clone(), v.clone().filter(|_| is_lost(i)).map(Ok)))
+            .map(|(i, (url, v))| (url.clone(), v.clone().filter(|_| is_next(i)).map(Ok)))
             .collect();
         // The log is shorter than what a scan takes: what is scanned must be enough.
         manner.scan_only = number + 1 == ROUNDS;
@@ -210,6 +213,11 @@ impl Report {
             }
         }
         lost
+    }
+
+    /// The vaults that have neither a point nor an error.
+    fn unserved(&self, vaults: usize) -> Vec<usize> {
+        (0..vaults).filter(|i| !self.points.contains_key(i) && !self.errors.contains_key(i)).collect()
     }
 
     fn finish(mut self, vaults: Vec<(String, Option<Vault>)>, began: Instant) -> Result<BackupReport> {

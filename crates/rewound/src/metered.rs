@@ -4,7 +4,7 @@ use crate::progress::Job;
 use crate::stop::interrupted;
 use async_trait::async_trait;
 use futures::StreamExt;
-use model::{AttachmentRef, AttachmentStore, AttachmentStream, Result};
+use model::{AttachmentRef, AttachmentStore, AttachmentStream, CollectionId, Result};
 use std::sync::Arc;
 
 /// Passes everything on to another store.
@@ -36,6 +36,10 @@ impl Metered {
 impl AttachmentStore for Metered {
     async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef> {
         self.inner.put(self.count(content)).await
+    }
+
+    async fn known(&self, collection: &CollectionId, key: &[u8], body: &[u8]) -> Result<Option<AttachmentRef>> {
+        self.inner.known(collection, key, body).await
     }
 
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {

@@ -3,7 +3,7 @@
 use crate::stop::interrupted;
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
-use model::{AttachmentRef, AttachmentStore, AttachmentStream, Error, Result};
+use model::{AttachmentRef, AttachmentStore, AttachmentStream, CollectionId, Error, Result};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
@@ -55,6 +55,13 @@ impl Tee {
     }
 }
 
+/// A reference with what each store calls the content.
+fn of_all(reference: AttachmentRef, places: &[Option<Arc<str>>]) -> Result<AttachmentRef> {
+    let places: Vec<Option<&str>> = places.iter().map(Option::as_deref).collect();
+    let place = serde_json::to_string(&places).map_err(|e| Error::bug(e.to_string()))?;
+    Ok(AttachmentRef { place: Arc::from(place), ..reference })
+}
+
 #[async_trait]
 impl AttachmentStore for Tee {
     async fn put(&self, mut content: AttachmentStream) -> Result<AttachmentRef> {
@@ -100,9 +107,22 @@ impl AttachmentStore for Tee {
             }
         }
         let stored = stored.ok_or_else(|| Error::bug("no vault is left that takes attachments"))?;
-        let places: Vec<Option<&str>> = places.iter().map(Option::as_deref).collect();
-        let place = serde_json::to_string(&places).map_err(|e| Error::bug(e.to_string()))?;
-        Ok(AttachmentRef { place: Arc::from(place), ..stored })
+        of_all(stored, &places)
+    }
+
+    async fn known(&self, collection: &CollectionId, key: &[u8], body: &[u8]) -> Result<Option<AttachmentRef>> {
+        let mut places: Vec<Option<Arc<str>>> = vec![None; self.stores.len()];
+        let mut known: Option<AttachmentRef> = None;
+        for (i, store) in self.stores.iter().enumerate().filter(|(i, _)| !self.is_dead(*i)) {
+            // Fetched once is fetched for all.
+            let Some(reference) = store.known(collection, key, body).await? else { return Ok(None) };
+            if known.as_ref().is_some_and(|other| other.digest != reference.digest) {
+                return Ok(None);
+            }
+            places[i] = Some(reference.place.clone());
+            known = Some(reference);
+        }
+        known.map(|known| of_all(known, &places)).transpose()
     }
 
     async fn open(&self, _: &AttachmentRef) -> Result<AttachmentStream> {

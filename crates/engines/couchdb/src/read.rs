@@ -189,7 +189,12 @@ impl Reader {
         if fits {
             return Ok(Attached::Inline(inline::add(about, content).await?));
         }
-        Ok(Attached::Stored(about, self.store.put(content).await?))
+        // Its digests and revisions are part of what is said of it.
+        let content = match self.store.known(&self.collection, leaves[0].id.as_bytes(), &about).await? {
+            Some(known) => known,
+            None => self.store.put(content).await?,
+        };
+        Ok(Attached::Stored(about, content))
     }
 
     /// Batches of what is beside documents; what is not there as deletions.

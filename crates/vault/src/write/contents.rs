@@ -30,8 +30,28 @@ pub(crate) enum KnownPlace {
     OldParts(Vec<ContentPart>),
 }
 
-/// Known contents by digest.
-pub(crate) type KnownContents = HashMap<ContentDigest, KnownPlace>;
+/// What older points have.
+#[derive(Debug, Default)]
+pub(crate) struct KnownContents {
+    places: HashMap<ContentDigest, KnownPlace>,
+    /// Of large ones, by the hash of their entry's key: the hash of the entry, and the content.
+    entries: HashMap<u64, (u64, ContentDigest, u64)>,
+}
+
+impl KnownContents {
+    /// Adds the content of an entry.
+    pub fn learn(&mut self, key: u64, hash: Option<u64>, content: &AttachmentRef, place: KnownPlace) {
+        if let (KnownPlace::OldParts(_), Some(hash)) = (&place, hash) {
+            self.entries.insert(key, (hash, content.digest, content.length));
+        }
+        self.places.insert(content.digest, place);
+    }
+
+    /// An entry has changed, or has gone.
+    pub fn forget(&mut self, key: u64) {
+        self.entries.remove(&key);
+    }
+}
 
 impl KnownPlace {
     /// The place that a reference of an older layer means; none if it means none.
@@ -107,7 +127,7 @@ struct State {
 impl RunContents {
     pub fn new(writer: Arc<ObjectWriter>, level: i32) -> Self {
         let state = State {
-            known: HashMap::new(),
+            known: KnownContents::default(),
             contents: Contents::default(),
             borrowed: HashMap::new(),
             open: None,
@@ -121,14 +141,15 @@ impl RunContents {
     /// Adds contents that older points have. Those in objects that may not be reused are left out.
     pub async fn learn(&self, known: KnownContents) {
         let mut state = self.state.lock().await;
-        for (digest, place) in known {
+        state.known.entries.extend(known.entries);
+        for (digest, place) in known.places {
             let usable = match &place {
                 KnownPlace::Own(_) => true,
                 KnownPlace::Old(borrowed) => self.writer.may_reuse(&borrowed.object),
                 KnownPlace::OldParts(parts) => parts.iter().all(|p| self.writer.may_reuse(&p.object)),
             };
             if usable {
-                state.known.entry(digest).or_insert(place);
+                state.known.places.entry(digest).or_insert(place);
             }
         }
     }
@@ -141,7 +162,7 @@ impl RunContents {
     }
 
     fn known_place(state: &mut State, digest: &ContentDigest) -> Option<Place> {
-        match state.known.get(digest)?.clone() {
+        match state.known.places.get(digest)?.clone() {
             KnownPlace::Own(n) => Some(Place::Packed(n)),
             KnownPlace::Old(borrowed) => {
                 let next = state.contents.borrowed.len() as u64;
@@ -172,7 +193,7 @@ impl RunContents {
                 if state.draft.raw >= SEGMENT_TARGET {
                     self.seal(&mut state).await?;
                 }
-                state.known.insert(digest, KnownPlace::Own(number));
+                state.known.places.insert(digest, KnownPlace::Own(number));
                 Place::Packed(number)
             }
         };
@@ -271,6 +292,18 @@ impl AttachmentStore for RunContents {
             }
         }
         self.put_small(start.freeze()).await
+    }
+
+    async fn known(&self, collection: &CollectionId, key: &[u8], body: &[u8]) -> Result<Option<AttachmentRef>> {
+        let keys = &self.writer.objects.keys;
+        let mut state = self.state.lock().await;
+        let entry = state.known.entries.get(&keys.key(collection, &Kind::Attachment, key));
+        let Some((hash, digest, length)) = entry.copied() else { return Ok(None) };
+        if keys.attachment(key, body, &digest).short() != hash {
+            return Ok(None);
+        }
+        let place = Self::known_place(&mut state, &digest);
+        Ok(place.map(|place| AttachmentRef { digest, length, place: place.to_string().into() }))
     }
 
     async fn open(&self, _: &AttachmentRef) -> Result<AttachmentStream> {

@@ -187,10 +187,12 @@ pub(crate) async fn load(
         for (i, key) in hashes.iter().enumerate() {
             // A deletion has no hash.
             known.learn(*key, <[u8; 8]>::try_from(batch.body_of(i)).ok().map(u64::from_le_bytes));
+            contents.forget(*key);
             if let Some(content) = batch.attachments.get(i)
                 && let Some(place) = KnownPlace::of(&counted[number].layer.contents, &content.place)
             {
-                contents.insert(content.digest, place);
+                let hash = <[u8; 8]>::try_from(batch.body_of(i)).ok().map(u64::from_le_bytes);
+                contents.learn(*key, hash, content, place);
             }
         }
         Ok(())

@@ -310,7 +310,7 @@ impl Run {
         let comparable =
             self.known_collections.contains(&info.id) && known::known_hashes(&self.base, &info.id) <= KNOWN_MAX;
         let known = if comparable {
-            let mut contents = KnownContents::new();
+            let mut contents = KnownContents::default();
             let spaces = known::load(&self.writer.objects.keys, &self.hash_lists, &self.base, &info.id, &mut contents)
                 .await
                 .context(|| format!("finding out what is known of {}", info.name))?;
