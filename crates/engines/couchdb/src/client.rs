@@ -263,6 +263,7 @@ struct Reason {
 
 fn refusal(status: StatusCode, path: &str, text: &[u8]) -> Error {
     let said = serde_json::from_slice::<Reason>(text).ok();
+    let is_couchdb = said.as_ref().is_some_and(|reason| reason.error.is_some());
     let said = said.map(|r| [r.error, r.reason].into_iter().flatten().collect::<Vec<_>>().join(": "));
     let said = said.unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
     let message = format!("the server answers {} to {path}: {said}", status.as_u16());
@@ -270,7 +271,11 @@ fn refusal(status: StatusCode, path: &str, text: &[u8]) -> Error {
         401 => Error::credentials(message)
             .hint("put the user into the URL as USER@HOST and give the password with --password-file"),
         403 => Error::credentials(message).hint("use a user who is an administrator of the server"),
-        404 => Error::missing(message),
+        404 if is_couchdb => Error::missing(message),
+        // Whoever takes a proxy's word for it takes databases and documents for deleted.
+        404 => Error::new(ErrorKind::Retry, message).hint(
+            "that is not how CouchDB says it: check host, port and path of the URL, and look for a proxy in between",
+        ),
         408 | 429 | 500 | 502 | 503 | 504 => {
             Error::new(ErrorKind::Retry, message).hint("wait until the server is less busy, then run the command again")
         }
@@ -298,6 +303,7 @@ mod tests {
         assert_eq!(of(401).kind(), ErrorKind::Credentials);
         assert_eq!(of(404).kind(), ErrorKind::Missing);
         assert_eq!(of(503).kind(), ErrorKind::Retry);
+        assert_eq!(refusal(StatusCode::NOT_FOUND, "/d", b"<h1>Not Found</h1>").kind(), ErrorKind::Retry);
         assert_eq!(of(412).to_string(), "the server answers 412 to /d: e: r");
     }
 }

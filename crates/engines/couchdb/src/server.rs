@@ -157,8 +157,8 @@ impl Server {
         if let Some(only) = self.place().only() {
             return Ok(vec![only.to_owned()]);
         }
-        let all: Option<Vec<String>> = self.client.find(&Request::get("_all_dbs")).await?;
-        let mut all = all.unwrap_or_default();
+        let request = Request::get("_all_dbs");
+        let mut all: Vec<String> = self.client.json(&request, ANSWER_MAX, |b| serde_json::from_slice(b)).await?;
         all.retain(|name| self.place().takes(name));
         all.sort();
         Ok(all)
