@@ -124,8 +124,8 @@ impl Drop for Tidying {
     }
 }
 
-/// Follows a source until the job is stopped, or nothing can be done any more. What a source or a
-/// vault may get over is waited out, for ever; a vault that fails does not stop the others. Being
+/// Follows a source until the job is stopped, or nothing can be done any more. What a source that ever
+/// answered, or a vault, may get over is waited out, for ever; a vault that fails does not stop the others. Being
 /// stopped is no error once there is a point.
 pub async fn live(
     job: &Job,
@@ -174,7 +174,7 @@ pub async fn live(
         match live.round(source, selection).await {
             Ok(went_well) => pause = if went_well { PAUSE_MIN } else { live.pause(pause).await },
             Err(e) if e.kind() == ErrorKind::Interrupted && live.report.points > 0 => break,
-            Err(e) if may_pass(&e) && live.report.points > 0 && !job.stop.is_asked() => {
+            Err(e) if may_pass(&e) && live.was_reached() && !job.stop.is_asked() => {
                 job.note(format!("{e}; trying again"));
                 pause = live.pause(pause).await;
             }
@@ -200,6 +200,11 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
+    /// Whether the source ever answered: one that never did is rather a mistake in its URL.
+    fn was_reached(&self) -> bool {
+        !self.report.source.is_empty()
+    }
+
     /// One run into each vault; says whether all went well.
     async fn round(&mut self, source: &dyn Source, selection: &Selection) -> Result<bool> {
         self.open_again().await;
