@@ -2,7 +2,7 @@
 
 use crate::error;
 use bson::{Document, doc};
-use model::{EngineTime, Error, Result};
+use model::{EngineTime, Error, ErrorKind, Result};
 use mongodb::Client;
 use mongodb::options::{ClientOptions, Credential, ReadPreference, SelectionCriteria};
 use std::time::Duration;
@@ -78,6 +78,11 @@ impl Server {
             })
     }
 
+    /// Whether the member that answers takes writes.
+    pub async fn is_primary(&self) -> Result<bool> {
+        Ok(self.admin(doc! { "hello": 1 }).await?.get_bool("isWritablePrimary").unwrap_or(false))
+    }
+
     /// What the server says of itself.
     pub async fn info(&self) -> Result<ServerInfo> {
         let hello = self.admin(doc! { "hello": 1 }).await?;
@@ -88,6 +93,11 @@ impl Server {
             .unwrap_or_default();
         members.sort();
         let text = |name| hello.get_str(name).map(str::to_owned).ok();
+        if hello.get_bool("isreplicaset").is_ok_and(|is| is) {
+            let what = format!("{} has not read the configuration of its replica set yet", self.host());
+            return Err(Error::new(ErrorKind::Retry, what)
+                .hint("try again when it has started, or initiate the replica set if nobody has"));
+        }
         Ok(ServerInfo {
             version: build.get_str("version").unwrap_or("unknown").to_owned(),
             set: text("setName"),

@@ -36,10 +36,10 @@ pub(crate) const INTERRUPTED: i32 = 11601;
 /// A key is there already: DuplicateKey.
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
 
-/// Whether the server may answer otherwise on another try: elections, shutdowns and stale members
-/// (MongoDB's "retryable reads" specification).
+/// Whether the server may answer otherwise on another try: elections, shutdowns, stale members
+/// and such that have not started yet (MongoDB's "retryable reads" specification).
 pub(crate) fn is_passing_code(code: i32) -> bool {
-    [6, 7, 63, 89, 91, 150, 189, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436].contains(&code)
+    [6, 7, 63, 89, 91, 94, 134, 150, 189, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436].contains(&code)
 }
 
 /// Whether the same command may succeed on another try: the network, an election, a shutdown.

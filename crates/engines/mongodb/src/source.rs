@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bson::{Bson, Document, doc};
 use futures::{StreamExt, TryStreamExt};
 use model::{
-    AttachmentStore, ChangeStream, Consistency, Description, Engine, EngineTime, Error, FeedKind, Following, Gap, Loss,
-    Part, Plan, Result, ScanStream, Selection, Source, SourceState, Until,
+    AttachmentStore, ChangeStream, Consistency, Description, Engine, EngineTime, Error, ErrorKind, FeedKind, Following,
+    Gap, Loss, Part, Plan, Result, ScanStream, Selection, Source, SourceState, Until,
 };
 use std::sync::Arc;
 
@@ -115,10 +115,12 @@ impl MongoSource {
         Ok((listed, left_out))
     }
 
-    async fn identity(&self, info: &ServerInfo, database: Option<&str>) -> String {
+    async fn identity(&self, info: &ServerInfo, database: Option<&str>) -> Result<String> {
         let set = match &info.set {
             // Only members' own configuration has an id that outlives their names.
             Some(set) => match self.server.admin(doc! { "replSetGetConfig": 1 }).await {
+                // Another identity for a moment would make another source of it.
+                Err(e) if e.kind() == ErrorKind::Retry => return Err(e),
                 Ok(answer) => answer
                     .get_document("config")
                     .and_then(|c| c.get_document("settings"))
@@ -129,7 +131,7 @@ impl MongoSource {
             },
             None => info.me.clone(),
         };
-        format!("mongodb:{set}{}", database.map(|d| format!("/{d}")).unwrap_or_default())
+        Ok(format!("mongodb:{set}{}", database.map(|d| format!("/{d}")).unwrap_or_default()))
     }
 
     async fn list_selected(&self, databases: &[String], selection: &Selection) -> Result<Vec<Listed>> {
@@ -158,7 +160,7 @@ impl MongoSource {
             }
             before = after;
         }
-        Err(Error::new(model::ErrorKind::Retry, "collections are made and removed faster than they can be listed")
+        Err(Error::new(ErrorKind::Retry, "collections are made and removed faster than they can be listed")
             .hint("leave out the ones that come and go with --exclude, or back up when it is quieter"))
     }
 
@@ -397,7 +399,7 @@ impl Source for MongoSource {
         }
         Ok(Description {
             engine: Engine::new("mongodb"),
-            identity: self.identity(&info, database.as_deref()).await,
+            identity: self.identity(&info, database.as_deref()).await?,
             name: database.or(info.set.clone()).unwrap_or_else(|| self.server.host()),
             version: info.version.clone(),
             feed: if has_feed { FeedKind::EveryChange } else { FeedKind::LatestState },
@@ -415,7 +417,7 @@ impl Source for MongoSource {
         let Some((last, from)) = last.and_then(|l| Some((l, l.position.clone()?))).filter(|_| start.is_some()) else {
             return self.plan_scan(&info, selection, start).await;
         };
-        let identity = self.identity(&info, self.only_database().await?.as_deref()).await;
+        let identity = self.identity(&info, self.only_database().await?.as_deref()).await?;
         let lost = match identity == last.identity {
             true => changes::prove(&self.server, &from).await?,
             false => Some(format!("it is another replica set than before ({identity}, not {})", last.identity)),

@@ -8,7 +8,7 @@ use bson::{Document, doc};
 use common::Place;
 use following::{Copy, scan};
 use futures::StreamExt;
-use model::{ChangeItem, FeedKind, Gap, Plan, Position, Selection, Source, SourceState, Until};
+use model::{ChangeItem, ErrorKind, FeedKind, Gap, Plan, Position, Selection, Source, SourceState, Until};
 use mongo::{MongoSource, Server};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -266,4 +266,20 @@ async fn a_standalone_tells_no_changes() {
     assert_eq!(source.describe().await.unwrap().feed, FeedKind::LatestState);
     let plan = source.plan(&Selection::default(), None).await.unwrap();
     assert!(matches!(plan, Plan::Scan { start: None, .. }));
+}
+
+#[tokio::test]
+async fn a_server_that_once_does_not_answer_is_no_other_one() {
+    let arguments = ["--setParameter", "enableTestCommands=1"].map(str::to_owned).to_vec();
+    let mongod = Mongod::start(Options { arguments, ..Options::replica_set() });
+    let source = MongoSource::new(Arc::new(Server::new(mongod.url(), None)));
+    let identity = source.describe().await.unwrap().identity;
+    for how in [doc! { "closeConnection": true }, doc! { "errorCode": 94 }] {
+        let mut data = doc! { "failCommands": ["replSetGetConfig"] };
+        data.extend(how);
+        mongod.done("admin", doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data });
+        let error = source.describe().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+        assert_eq!(source.describe().await.unwrap().identity, identity);
+    }
 }

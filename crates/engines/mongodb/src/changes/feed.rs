@@ -84,7 +84,8 @@ fn unreadable() -> String {
 /// Why a place is lost that is after everything that the server has; an error where another member may
 /// have it.
 async fn behind(server: &Server, mark: &Mark) -> Result<String> {
-    if server.is_one_member().await? {
+    // One that has just started, and is no primary yet, may not show everything that it has.
+    if server.is_one_member().await? && server.is_primary().await? {
         return Ok(oplog::other_history(server, mark));
     }
     let what =

@@ -19,6 +19,10 @@ use std::time::Duration;
 /// How long the server waits for something new before it answers that there is nothing.
 const AWAIT: Duration = Duration::from_millis(450);
 
+/// How often, and after which pauses, a member is asked where its oplog ends that shows nothing of it.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(300);
+
 /// Where a place stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -98,17 +102,24 @@ pub(crate) async fn newest(server: &Server) -> mongodb::error::Result<Option<Tim
 /// may not read it.
 pub(crate) async fn place(server: &Server) -> Result<Option<Mark>> {
     let doing = || format!("reading the oplog of {}", server.host());
-    let found = match newest(server).await {
-        Ok(Some(ts)) => first(server, &query(doc! { "ts": { "$gte": ts } }, 1)).await,
-        Ok(None) => return Ok(None),
-        Err(e) => Err(e),
-    };
-    match found {
-        Ok(Some(answer)) => Ok(Some(Mark::of(&Entry::parse(one(&answer))?))),
-        Ok(None) => Ok(None),
-        Err(e) if error::code(&e) == Some(error::UNAUTHORIZED) => Ok(None),
-        Err(e) => Err(error::driver(doing(), e)),
+    for number in 0..TRIES {
+        // A member that has just started shows nothing of its oplog for a moment.
+        if number > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let found = match newest(server).await {
+            Ok(Some(ts)) => first(server, &query(doc! { "ts": { "$gte": ts } }, 1)).await,
+            Ok(None) => continue,
+            Err(e) => Err(e),
+        };
+        match found {
+            Ok(Some(answer)) => return Ok(Some(Mark::of(&Entry::parse(one(&answer))?))),
+            Ok(None) => {}
+            Err(e) if error::code(&e) == Some(error::UNAUTHORIZED) => return Ok(None),
+            Err(e) => return Err(error::driver(doing(), e)),
+        }
     }
+    Ok(None)
 }
 
 /// The first document of an answer that has one.
