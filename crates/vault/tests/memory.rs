@@ -261,7 +261,7 @@ proptest! {
             let source = vault.points().await.unwrap().points[0].name.source.clone();
             for at_time in [last, (last + time) / 2, time] {
                 let state = vault.resolve_at(&source, at(at_time), &Selection::default(), patcher()).await.unwrap();
-                for memory in [0, 3000, 1 << 20] {
+                for memory in [0, 3000, 20_000, 1 << 20] {
                     let db = feed::read(&state.clone().with_memory(memory)).await.unwrap();
                     assert_eq!(db, history.at(at_time), "at {at_time} with {memory} bytes");
                 }
