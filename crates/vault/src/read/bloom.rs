@@ -28,6 +28,11 @@ impl Bloom {
         (self.lines.len() * LINE * 8) as u64
     }
 
+    /// Brings near to the processor what tells of some hashes, all at once.
+    pub fn near(&self, hashes: &[u64]) {
+        std::hint::black_box(hashes.iter().fold(0, |all, hash| all ^ self.lines[self.line(*hash)][0]));
+    }
+
     pub fn insert(&mut self, hash: u64) {
         let line = self.line(hash);
         bits(hash, self.probes).for_each(|(word, bit)| self.lines[line][word] |= bit);

@@ -58,6 +58,11 @@ impl ChangeFrame {
         entry.documents_in(number) as usize
     }
 
+    /// Whether it has patches, which are read at once.
+    pub fn is_patch(&self) -> bool {
+        matches!(self, ChangeFrame::Log(frame) if frame.is_patch)
+    }
+
     /// About so many bytes its changes take in a table: of bodies only those of patches. What the header
     /// of such a frame says of each patch is about as long as what a table needs.
     pub fn gathered(&self) -> usize {
@@ -79,7 +84,13 @@ pub(crate) struct Reader {
 impl Reader {
     /// Reads a frame.
     pub async fn read(&self, from: &ChangeFrame) -> Result<Frame> {
+        self.read_as(from, true).await
+    }
+
+    /// Reads a frame; of one in the log perhaps without the bodies of its documents, unless they are wanted.
+    pub async fn read_as(&self, from: &ChangeFrame, bodies: bool) -> Result<Frame> {
         let frame = match from {
+            ChangeFrame::Log(frame) if !bodies => frame.read_keys(&self.objects).await?,
             ChangeFrame::Log(frame) => frame.read(&self.objects).await?,
             ChangeFrame::Layer(place) => {
                 let mut frames = self.segments.read(&place.entry, vec![place.frame]).await?;
@@ -106,6 +117,18 @@ impl Bodies {
     /// Bodies in these frames, of which so many bytes may stay decoded.
     pub fn new(reader: Reader, frames: Arc<Vec<ChangeFrame>>, room: usize) -> Self {
         Bodies { reader, frames, kept: HashMap::new(), room, recent: VecDeque::new() }
+    }
+
+    /// Which of some frames there is about room for, by their places in `order`.
+    pub fn that_fit(&self, order: &[u32]) -> Vec<bool> {
+        let mut left = self.room;
+        let mut fits = |number: &u32| {
+            let size = self.frames.get(*number as usize).map_or(0, |f| f.raw() + f.count() * 32);
+            let fits = size <= left;
+            left -= if fits { size } else { 0 };
+            fits
+        };
+        order.iter().map(|n| self.frames.get(*n as usize).is_none_or(ChangeFrame::is_patch) || fits(n)).collect()
     }
 
     /// Keeps a frame if it has bodies that may be wanted, and there is room.

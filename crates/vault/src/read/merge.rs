@@ -121,20 +121,24 @@ impl Merge {
         let order: Vec<u32> = (layers as u32..frames.len() as u32).chain(0..layers as u32).collect();
         let frames = Arc::new(frames);
         let mut bodies = Bodies::new(reader.clone(), frames.clone(), room);
-        let mut reading = stream::iter(order)
-            .map(|number| {
+        // What would not stay here is decoded when its bodies are wanted.
+        let whole = bodies.that_fit(&order);
+        let mut reading = stream::iter(order.into_iter().zip(whole))
+            .map(|(number, whole)| {
                 let (reader, frame) = (&reader, &frames[number as usize]);
-                async move { reader.read(frame).await.map(|read| (number, frame, read)) }
+                async move { reader.read_as(frame, whole).await.map(|read| (number, frame, whole, read)) }
             })
             .buffered(AHEAD);
-        while let Some((number, from, frame)) = reading.try_next().await? {
+        while let Some((number, from, whole, frame)) = reading.try_next().await? {
             match from {
                 ChangeFrame::Layer(place) => changes.add_layer_frame(number, &frame, place.read)?,
                 ChangeFrame::Log(log) => {
                     changes.add_log_frame(number, &frame, log.after.order.max(dropped), log.until.order)?;
                 }
             }
-            bodies.keep(number, frame);
+            if whole {
+                bodies.keep(number, frame);
+            }
         }
         drop(reading);
         let (overlay, parts) = match changes.finish()? {

@@ -1,15 +1,22 @@
 //! The documents on their way out, those that were made anew in batches of their own.
 
+use bytes::Bytes;
 use futures::SinkExt;
 use futures::channel::mpsc;
 use model::limits::{BATCH, BATCH_DOCUMENTS};
 use model::{AttachmentRef, Batch, CollectionId, Doc, Encoding, Error, ErrorKind, Kind, Result};
+use std::collections::VecDeque;
+
+/// Buffers that are kept until they can be used again: more than wait for a reader.
+const SENT: usize = 8;
 
 /// Where documents go.
 pub(crate) struct Out {
     sender: mpsc::Sender<Result<Batch>>,
     /// Documents that were made anew.
     made: Option<Made>,
+    /// Buffers that went out, to be used again.
+    sent: VecDeque<Bytes>,
 }
 
 /// A batch in the making, in buffers that need not grow.
@@ -33,7 +40,7 @@ impl Made {
 
 impl Out {
     pub fn new(sender: mpsc::Sender<Result<Batch>>) -> Self {
-        Out { sender, made: None }
+        Out { sender, made: None, sent: VecDeque::new() }
     }
 
     /// Sends a batch, if there is anything in it.
@@ -54,12 +61,31 @@ impl Out {
         if !self.made.as_ref().is_some_and(fits) {
             self.flush().await?;
         }
-        Ok(self.made.get_or_insert_with(|| Made {
-            like: (like.collection.clone(), like.kind.clone(), like.encoding),
-            body: Vec::with_capacity(BATCH.max(bytes)),
-            keys: Vec::new(),
-            docs: Vec::new(),
-        }))
+        let made = match self.made.take() {
+            Some(made) => made,
+            None => Made {
+                like: (like.collection.clone(), like.kind.clone(), like.encoding),
+                body: self.buffer(bytes),
+                keys: Vec::new(),
+                docs: Vec::new(),
+            },
+        };
+        Ok(self.made.insert(made))
+    }
+
+    /// An empty buffer: one that went out, if its reader is done with it. Memory that was used a moment
+    /// ago is near, and need not be asked for.
+    fn buffer(&mut self, bytes: usize) -> Vec<u8> {
+        let done = self.sent.iter().position(Bytes::is_unique).and_then(|at| self.sent.remove(at));
+        match done {
+            Some(mut done) => {
+                done.clear();
+                let mut buffer = Vec::from(done);
+                buffer.reserve(BATCH.max(bytes));
+                buffer
+            }
+            None => Vec::with_capacity(BATCH.max(bytes)),
+        }
     }
 
     /// Sends what was made.
@@ -67,7 +93,13 @@ impl Out {
         let Some(Made { like: (collection, kind, encoding), body, keys, docs }) = self.made.take() else {
             return Ok(());
         };
-        let (body, keys) = (body.into(), Some(keys.into()));
+        let (body, keys) = (Bytes::from(body), Some(keys.into()));
+        if self.sent.len() >= SENT {
+            self.sent.pop_front();
+        }
+        if body.len() <= BATCH * 2 {
+            self.sent.push_back(body.clone());
+        }
         self.send(Batch { collection, kind, encoding, body, keys, docs, attachments: Vec::new() }).await
     }
 }

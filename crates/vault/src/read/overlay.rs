@@ -7,7 +7,7 @@ use crate::read::blocks::Blocks;
 use crate::read::change::{Change, Cursor, Op, Spot};
 use crate::read::parts::{Expected, Parts};
 use crate::read::spill::{OpenFile, Sorter};
-use crate::read::table::Table;
+use crate::read::table::{AtHand, Table};
 use model::{Batch, CollectionId, EngineTime, Error, Kind, Patcher, Result};
 
 /// Collects the changes of one collection and kind space.
@@ -48,7 +48,7 @@ impl Changes {
     /// file when they do not fit; at once, if that is expected.
     pub fn new(keys: HashKeys, expected: Expected, memory: usize, open: OpenFile, ordered: bool) -> Result<Self> {
         let gathered = match (expected.bytes <= memory, ordered) {
-            (true, _) => Gathered::Table(Table::new(memory)),
+            (true, _) => Gathered::Table(Table::expecting(expected, memory)),
             // Half at most, as what was collected is here while blocks are made of it.
             (false, true) => Gathered::Sorter(Sorter::new(memory / 2, open)),
             (false, false) => Gathered::Parts(Parts::new(expected, memory, open)?),
@@ -84,6 +84,9 @@ impl Changes {
         if let Gathered::Table(table) = &mut self.gathered {
             table.near_slots(&self.hashes);
             table.near_changes(self.hashes.iter().copied(), false);
+        }
+        if let Gathered::Parts(parts) = &self.gathered {
+            parts.near(&self.hashes);
         }
         for i in 0..batch.len() {
             let Some(time) = time(i) else { continue };
@@ -177,6 +180,7 @@ pub(crate) struct Patches {
     from: u32,
     /// How many changes the key has.
     end: u32,
+    at_hand: AtHand,
 }
 
 impl Patches {
@@ -198,7 +202,7 @@ impl Patches {
         let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let ordinal = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
         let key = Cursor { block: half(8), offset: half(12), ordinal };
-        Some(Patches { key, from: half(16), end: half(20) })
+        Some(Patches { key, from: half(16), end: half(20), at_hand: AtHand::default() })
     }
 }
 
@@ -239,7 +243,8 @@ impl Sum {
     }
 
     fn patches(&self) -> Patches {
-        Patches { key: self.key, from: if self.patches { self.from } else { self.end }, end: self.end }
+        let from = if self.patches { self.from } else { self.end };
+        Patches { key: self.key, from, end: self.end, at_hand: AtHand::default() }
     }
 }
 
@@ -266,10 +271,12 @@ impl Overlay {
     }
 
     /// Which of the keys with these hashes may have changed: tells fast of most that they have not.
+    /// What became of keys before it cannot be applied any more.
     pub fn may_hold(&mut self, hashes: &[u64], into: &mut Vec<usize>) {
         into.clear();
         match self {
             Overlay::Table(table) => {
+                table.put_away();
                 table.near_slots(hashes);
                 into.extend((0..hashes.len()).filter(|i| table.may_hold(hashes[*i])));
                 table.near_changes(into.iter().map(|i| hashes[*i]), true);
@@ -298,9 +305,10 @@ impl Overlay {
     pub fn fate(&mut self, hash: u64, key: &[u8], read: EngineTime, ordered: bool) -> Result<Fate> {
         let Some(key) = self.find(hash, key)? else { return Ok(Fate::Kept) };
         let mut sum = Sum::new(key);
+        let counts = |time: u64, is_copy: bool| time > read.order || is_copy;
         self.of_key(key, |nth, change, _| {
             sum.end = nth + 1;
-            let is_later = change.time > read.order || change.is_copy;
+            let is_later = counts(change.time, change.is_copy);
             if is_later {
                 sum.see(nth, change);
             }
@@ -312,7 +320,11 @@ impl Overlay {
         }
         let only_patches = sum.start.is_none() && !sum.deleted;
         if only_patches || (ordered && !sum.deleted) {
-            return Ok(Fate::Becomes { start: sum.start, patches: sum.patches() });
+            let mut patches = sum.patches();
+            if let Overlay::Table(table) = self {
+                patches.at_hand = table.have_at_hand(patches.from, counts);
+            }
+            return Ok(Fate::Becomes { start: sum.start, patches });
         }
         Ok(Fate::Dropped)
     }
@@ -338,6 +350,11 @@ impl Overlay {
             return Ok(());
         }
         let patcher = patcher.ok_or_else(nobody_applies)?;
+        if let Overlay::Table(table) = self
+            && patches.at_hand.count > 0
+        {
+            return apply_all(table.at_hand(patches.at_hand), body, patcher, into);
+        }
         let mut between: Option<Vec<u8>> = None;
         self.of_key(patches.key, |nth, change, taken| {
             if nth < patches.from || change.op != Op::Patch || taken {
@@ -438,26 +455,42 @@ pub(crate) fn apply_written(
     patcher: Option<&dyn Patcher>,
     into: &mut Vec<u8>,
 ) -> Result<()> {
-    let cut = || Error::bug("patches that were written out are cut");
-    let (mut rest, mut between) = (written, None::<Vec<u8>>);
-    if rest.is_empty() {
+    if written.is_empty() {
         into.extend_from_slice(body);
         return Ok(());
     }
-    let patcher = patcher.ok_or_else(nobody_applies)?;
-    while let Some((length, after)) = rest.split_first_chunk() {
-        let length = u32::from_le_bytes(*length) as usize;
-        let (patch, after) = after.split_at_checked(length).ok_or_else(cut)?;
-        let before = between.as_deref().unwrap_or(body);
+    let mut rest = written;
+    let patches = std::iter::from_fn(|| {
+        let (length, after) = rest.split_first_chunk()?;
+        let (patch, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
         rest = after;
-        if rest.is_empty() {
-            return patcher.apply(before, patch, into);
+        Some(patch)
+    });
+    apply_all(patches, body, patcher.ok_or_else(nobody_applies)?, into)
+}
+
+/// Applies one patch after the other.
+fn apply_all<'a>(
+    patches: impl Iterator<Item = &'a [u8]>,
+    body: &[u8],
+    patcher: &dyn Patcher,
+    into: &mut Vec<u8>,
+) -> Result<()> {
+    let mut patches = patches.peekable();
+    let (mut before, mut after): (Vec<u8>, Vec<u8>) = Default::default();
+    let mut is_first = true;
+    while let Some(patch) = patches.next() {
+        let from = if is_first { body } else { &before[..] };
+        if patches.peek().is_none() {
+            return patcher.apply(from, patch, into);
         }
-        let mut made = Vec::with_capacity(before.len() + patch.len());
-        patcher.apply(before, patch, &mut made)?;
-        between = Some(made);
+        after.clear();
+        after.reserve(from.len() + patch.len());
+        patcher.apply(from, patch, &mut after)?;
+        std::mem::swap(&mut before, &mut after);
+        is_first = false;
     }
-    Err(cut())
+    Err(Error::bug("patches that are to be applied are not there"))
 }
 
 fn nobody_applies() -> Error {

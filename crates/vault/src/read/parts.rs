@@ -118,6 +118,11 @@ impl Parts {
         self.count
     }
 
+    /// Brings near to the processor what tells of some hashes.
+    pub fn near(&self, hashes: &[u64]) {
+        self.changed.near(hashes);
+    }
+
     /// Takes a change.
     pub fn push(&mut self, hash: u64, change: &Change<'_>) -> Result<()> {
         self.changed.insert(hash);
@@ -131,6 +136,7 @@ impl Parts {
 
     /// Which of the keys with these hashes may have changed.
     pub fn may_hold(&self, hashes: &[u64], into: &mut Vec<usize>) {
+        self.near(hashes);
         into.clear();
         into.extend((0..hashes.len()).filter(|i| self.changed.may_hold(hashes[*i])));
     }
