@@ -11,8 +11,9 @@ use crate::frame::Frame;
 use crate::hash::HashKeys;
 use crate::read::bodies::{Bodies, ChangeFrame, Reader};
 use crate::read::change::Spot;
+use crate::read::gather::{Changes, Finished};
 use crate::read::out::{Out, renumber};
-use crate::read::overlay::{Changes, Fate, Finished, Overlay, Patches, apply_written, retain};
+use crate::read::overlay::{Fate, Overlay, Patches, apply_written, retain};
 use crate::read::parts::{Expected, Parts, Waited};
 use crate::read::spill::{OpenFile, Sorter};
 use crate::read::winners::Winners;
@@ -74,7 +75,7 @@ pub(crate) struct Merge {
     bodies: Bodies,
     /// All changes, or those of the part that is looked at.
     overlay: Overlay,
-    parts: Option<Box<Parts>>,
+    parts: Option<Parts>,
     share: Share,
     ordered: bool,
     base_layer: usize,
@@ -171,7 +172,7 @@ impl Merge {
     async fn feed(&mut self, base: &mut Base, patcher: Option<&dyn Patcher>, out: &mut Out) -> Result<()> {
         let mut hashes = Vec::new();
         let winners = match self.parts.take() {
-            Some(parts) => self.by_parts(*parts, base, patcher, out).await?,
+            Some(parts) => self.by_parts(parts, base, patcher, out).await?,
             None => {
                 while let Some((frame, read)) = base.try_next().await? {
                     self.keys.keys_of(&frame.batch, &mut hashes);

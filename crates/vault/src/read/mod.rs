@@ -8,6 +8,7 @@ mod change;
 mod contents;
 mod diff;
 mod find;
+mod gather;
 mod lookup;
 mod merge;
 mod out;
