@@ -106,7 +106,7 @@ impl State {
     }
 
     /// Holds about so many bytes of what has changed since the oldest layer was read, instead of 128
-    /// MiB; the rest goes to an encrypted temporary file. Of each change a bit is held in any case.
+    /// MiB. If there is more, it goes to an encrypted temporary file, with the documents that wait for it.
     pub fn with_memory(mut self, bytes: usize) -> State {
         self.memory = Memory::new(bytes, tempfile::tempfile);
         self
