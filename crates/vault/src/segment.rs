@@ -10,12 +10,16 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use model::{Encoding, Error, Result};
 use serde::{Deserialize, Serialize};
+use std::io::Read;
 
 /// Magic number of a skippable frame that holds a seek table (zstd seekable format 0.1.0).
 const SKIPPABLE: u32 = 0x184D_2A5E;
 const SEEKABLE: u32 = 0x8F92_EAB1;
 /// A skippable frame whose content means nothing: makes the same content another object.
 const SALT: u32 = 0x184D_2A50;
+
+/// So much of a frame is decompressed at once to read its header.
+const HEADER: usize = 32 << 10;
 
 /// Frames on their way into one segment.
 #[derive(Debug)]
@@ -269,6 +273,27 @@ pub(crate) fn decompress(stored: &[u8], raw: u32) -> Result<Bytes> {
 /// Decompresses and reads one frame.
 pub(crate) fn read_frame(encoding: Encoding, stored: &[u8], raw: u32) -> Result<Frame> {
     frame::parse(encoding, decompress(stored, raw)?)
+}
+
+/// Decompresses as much of a frame as its header takes: documents without their bodies. None if their
+/// keys are parts of these.
+pub(crate) fn read_header(encoding: Encoding, stored: &[u8], raw: u32) -> Result<Option<Frame>> {
+    let broken = |e| Error::corrupt(format!("a frame cannot be decompressed: {e}"));
+    let cut = || Error::corrupt("a frame ends within its header");
+    let decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(broken)?;
+    let mut decoder = decoder.take(u64::from(raw));
+    let mut begun = Vec::with_capacity(HEADER);
+    loop {
+        let wanted = frame::header_end(encoding, &begun).unwrap_or(begun.len() + HEADER);
+        if wanted <= begun.len() {
+            let (json, _) = frame::split_header(encoding, &begun).ok_or_else(cut)?;
+            return frame::parse_header(encoding, json, raw as usize);
+        }
+        let more = (wanted - begun.len()).min(HEADER) as u64;
+        if decoder.by_ref().take(more).read_to_end(&mut begun).map_err(broken)? == 0 {
+            return Err(cut());
+        }
+    }
 }
 
 /// Reads all frames of a decrypted segment: for tools and tests that have nothing but the bytes.

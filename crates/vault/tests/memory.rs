@@ -196,12 +196,16 @@ fn a_key_that_changes_all_the_time_is_no_matter() {
     feed::block(async {
         let vault = new_vault(true).await;
         let mut plan = Plan::new(16);
-        let mut builder = BatchBuilder::new(id(), Kind::Patch, Encoding::Bin);
-        (0..50_000).for_each(|_| builder.push(&key(0), b"^\x01"));
-        builder.push(&key(0), b"+");
-        let times = vec![at(55); builder.len()];
-        plan.changes.push(ChangeBatch { batch: builder.take(), times });
-        plan.kept.iter_mut().find(|(k, _)| *k == key(0)).unwrap().1.push(b'+');
+        // One document of the base, one that is put anew before, and one that comes back.
+        for number in [0, 4, 5] {
+            let mut builder = BatchBuilder::new(id(), Kind::Patch, Encoding::Bin);
+            (0..50_000).for_each(|_| builder.push(&key(number), b"^\x01"));
+            builder.push(&key(number), b"+");
+            let times = vec![at(55); builder.len()];
+            plan.changes.push(ChangeBatch { batch: builder.take(), times });
+            let mut all = plan.kept.iter_mut().chain(&mut plan.last);
+            all.find(|(k, _)| *k == key(number)).unwrap().1.push(b'+');
+        }
         let state = plan.resolve(&vault, false, 50).await;
         for memory in [0, 50_000, 256 << 20] {
             plan.check(&state, false, memory).await;
@@ -261,7 +265,7 @@ proptest! {
             let source = vault.points().await.unwrap().points[0].name.source.clone();
             for at_time in [last, (last + time) / 2, time] {
                 let state = vault.resolve_at(&source, at(at_time), &Selection::default(), patcher()).await.unwrap();
-                for memory in [0, 3000, 1 << 20] {
+                for memory in [0, 3000, 20_000, 1 << 20] {
                     let db = feed::read(&state.clone().with_memory(memory)).await.unwrap();
                     assert_eq!(db, history.at(at_time), "at {at_time} with {memory} bytes");
                 }

@@ -84,7 +84,19 @@ impl FrameInfo {
     /// Decompresses and reads the frame from its bytes.
     pub fn open(&self, encoding: Encoding, stored: &[u8]) -> Result<Frame> {
         self.check(stored)?;
-        let frame = segment::read_frame(encoding, stored, self.raw)?;
+        self.is_told(segment::read_frame(encoding, stored, self.raw)?)
+    }
+
+    /// The same without the bodies of its documents, if these are not needed to read their keys.
+    pub fn open_keys(&self, encoding: Encoding, stored: &[u8]) -> Result<Frame> {
+        self.check(stored)?;
+        match segment::read_header(encoding, stored, self.raw)? {
+            Some(frame) => self.is_told(frame),
+            None => self.is_told(segment::read_frame(encoding, stored, self.raw)?),
+        }
+    }
+
+    fn is_told(&self, frame: Frame) -> Result<Frame> {
         let batch = &frame.batch;
         let told = (&batch.collection, &batch.kind, batch.len()) == (&self.collection, &self.kind, self.count as usize);
         if !told || frame.times.len() != batch.len() {

@@ -31,7 +31,12 @@ pub(crate) struct LogFrame {
 impl LogFrame {
     /// Reads the frame, also with changes that do not count.
     pub async fn read(&self, objects: &Objects) -> Result<Frame> {
-        self.object.frame(objects, self.number as usize - 1).await
+        self.object.frame(objects, self.number as usize - 1, true).await
+    }
+
+    /// The same, but perhaps without the bodies of its documents.
+    pub async fn read_keys(&self, objects: &Objects) -> Result<Frame> {
+        self.object.frame(objects, self.number as usize - 1, false).await
     }
 }
 

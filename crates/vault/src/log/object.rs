@@ -44,8 +44,9 @@ impl LogObject {
         self.kept = None;
     }
 
-    /// Reads frame `number` of the header's table, counted from 0.
-    pub async fn frame(&self, objects: &Objects, number: usize) -> Result<Frame> {
+    /// Reads frame `number` of the header's table, counted from 0; the bodies of its documents only if
+    /// they are wanted.
+    pub async fn frame(&self, objects: &Objects, number: usize, bodies: bool) -> Result<Frame> {
         let path = &self.entry.object;
         let info = self.header.frames.get(number).ok_or_else(|| Error::bug("a frame that the log does not have"))?;
         let stored = match &self.kept {
@@ -63,7 +64,8 @@ impl LogObject {
             }
         };
         let (info, encoding) = (info.clone(), self.encoding);
-        blocking(move || info.open(encoding, &stored)).await.context(|| format!("reading {path}"))
+        let open = move || if bodies { info.open(encoding, &stored) } else { info.open_keys(encoding, &stored) };
+        blocking(open).await.context(|| format!("reading {path}"))
     }
 }
 
@@ -133,20 +135,20 @@ fn first_frame(
         false => &fetched[..head_length(fetched).ok_or_else(ended)?],
     };
     let readable = readable(objects, head.len() as u64, size, fetched.len() as u64);
-    let range = objects.cipher.stored_range(head.len() as u64, size, readable.clone());
-    let part = fetched.get(range.start as usize..range.end as usize).ok_or_else(ended)?;
-    let plain = objects.cipher.open_range(head, part, readable)?;
-    match zstd::zstd_safe::find_frame_compressed_size(&plain) {
-        Ok(stored) => {
+    // Most headers need not all to be decrypted that was fetched.
+    for range in [0..readable.end.min(CHUNK), readable] {
+        let at = objects.cipher.stored_range(head.len() as u64, size, range.clone());
+        let part = fetched.get(at.start as usize..at.end as usize).ok_or_else(ended)?;
+        let plain = objects.cipher.open_range(head, part, range)?;
+        if let Ok(stored) = zstd::zstd_safe::find_frame_compressed_size(&plain) {
             let frame = plain.get(..stored).ok_or_else(ended)?;
             let raw = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten().unwrap_or(u64::MAX);
             let raw = u32::try_from(raw).map_err(|_| Error::corrupt("its header does not say how long it is"))?;
             let header = LogHeader::read(encoding, segment::decompress(frame, raw)?, key)?;
-            Ok(Some((header, head.to_vec(), stored as u32)))
+            return Ok(Some((header, head.to_vec(), stored as u32)));
         }
-        Err(_) if !whole => Ok(None),
-        Err(_) => Err(Error::corrupt("it has no header")),
     }
+    if whole { Err(Error::corrupt("it has no header")) } else { Ok(None) }
 }
 
 /// How many plain bytes can surely be read from the first `fetched` stored bytes.

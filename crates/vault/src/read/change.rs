@@ -82,13 +82,26 @@ impl<'a> Records<'a> {
         Records { bytes, at, key: b"" }
     }
 
+    #[inline]
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let taken = self.bytes.get(self.at..self.at.checked_add(length)?)?;
         self.at += length;
         Some(taken)
     }
 
+    #[inline]
     fn number(&mut self) -> Option<u32> {
+        // Most are small.
+        match self.bytes.get(self.at) {
+            Some(byte) if *byte < 0x80 => {
+                self.at += 1;
+                Some(u32::from(*byte))
+            }
+            _ => self.long_number(),
+        }
+    }
+
+    fn long_number(&mut self) -> Option<u32> {
         let mut number = 0;
         for shift in (0..32).step_by(7) {
             let byte = *self.bytes.get(self.at)?;
@@ -102,6 +115,7 @@ impl<'a> Records<'a> {
     }
 
     /// The next change, and its flags.
+    #[inline]
     fn record(&mut self) -> Option<(Change<'a>, u8)> {
         let flags = self.take(1)?[0];
         let time = u64::from_le_bytes(self.take(8)?.try_into().ok()?);
@@ -126,6 +140,7 @@ impl<'a> Records<'a> {
     }
 
     /// The next change, which must be there, and its flags.
+    #[inline]
     pub fn expect(&mut self) -> Result<(Change<'a>, u8)> {
         self.record().ok_or_else(|| Error::bug("a block of changes ends within one"))
     }

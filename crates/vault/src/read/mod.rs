@@ -3,19 +3,24 @@
 mod at;
 mod blocks;
 mod bloom;
+mod bodies;
 mod change;
 mod contents;
 mod diff;
 mod find;
+mod gather;
 mod lookup;
 mod merge;
+mod out;
 mod overlay;
 mod partitions;
+mod parts;
 mod segments;
 mod spill;
 mod state;
 mod table;
 mod there;
+mod winners;
 
 pub use diff::{Change, CollectionChange, Difference};
 pub use find::{Version, Wanted};

@@ -1,122 +1,11 @@
 //! What younger layers and the change log say of a collection: a table of changed keys that the
 //! oldest layer is streamed against.
 
-use crate::frame::Frame;
-use crate::hash::{HashKeys, key_after};
 use crate::read::blocks::Blocks;
 use crate::read::change::{Change, Cursor, Op, Spot};
 use crate::read::spill::{OpenFile, Sorter};
-use crate::read::table::Table;
-use model::{Batch, CollectionId, EngineTime, Error, Kind, Patcher, Result};
-
-/// Collects the changes of one collection and kind space.
-#[derive(Debug)]
-pub(crate) struct Changes {
-    keys: HashKeys,
-    gathered: Gathered,
-    /// Of the keys of a frame.
-    hashes: Vec<u64>,
-    record: Vec<u8>,
-    memory: usize,
-    open: OpenFile,
-}
-
-#[derive(Debug)]
-enum Gathered {
-    /// All in memory.
-    Table(Table),
-    /// To be sorted with the help of a file, as memory does not hold them.
-    Sorter(Sorter),
-}
-
-impl Changes {
-    /// Collects changes in about so much memory.
-    pub fn new(keys: HashKeys, memory: usize, open: OpenFile) -> Self {
-        let gathered = Gathered::Table(Table::new(memory));
-        Changes { keys, gathered, hashes: Vec::new(), record: Vec::new(), memory, open }
-    }
-
-    /// The same if it is known that memory will not hold them.
-    pub fn of_many(keys: HashKeys, memory: usize, open: OpenFile) -> Self {
-        // Half at most, as what was collected is here while blocks are made of it.
-        let gathered = Gathered::Sorter(Sorter::new(memory / 2, open));
-        Changes { keys, gathered, hashes: Vec::new(), record: Vec::new(), memory, open }
-    }
-
-    /// Adds a frame of the change log: of its changes those after one time and up to another. Frames
-    /// come in order, and those of layers after all of them: copies stand after log entries of the
-    /// same time.
-    pub fn add_log_frame(&mut self, number: u32, frame: &Frame, after: u64, until: u64) -> Result<()> {
-        if frame.times.len() != frame.batch.len() {
-            return Err(Error::corrupt("a frame of the change log has no times"));
-        }
-        self.add(number, &frame.batch, false, |i| {
-            let time = frame.times[i].order;
-            (after < time && time <= until).then_some(time)
-        })
-    }
-
-    /// Adds a frame of a layer that was read at `time`.
-    pub fn add_layer_frame(&mut self, number: u32, frame: &Frame, time: EngineTime) -> Result<()> {
-        self.add(number, &frame.batch, true, |_| Some(time.order))
-    }
-
-    fn add(&mut self, frame: u32, batch: &Batch, is_copy: bool, time: impl Fn(usize) -> Option<u64>) -> Result<()> {
-        let op = match &batch.kind {
-            kind if kind.is_tombstone() => Op::Delete,
-            Kind::Patch => Op::Patch,
-            _ => Op::Put,
-        };
-        self.keys.keys_of(batch, &mut self.hashes);
-        if let Gathered::Table(table) = &mut self.gathered {
-            table.near_slots(&self.hashes);
-            table.near_changes(self.hashes.iter().copied(), false);
-        }
-        for i in 0..batch.len() {
-            let Some(time) = time(i) else { continue };
-            let (key, hash) = (batch.key_of(i), self.hashes[i]);
-            let spot = Spot { frame, doc: i as u32 };
-            let patch = if op == Op::Patch { batch.body_of(i) } else { b"" };
-            let change = Change { key, time, is_copy, op, spot, patch };
-            if let Gathered::Table(table) = &mut self.gathered {
-                if table.push(hash, &change)? {
-                    continue;
-                }
-                self.sort(&self.keys.key_prefix(&batch.collection, &batch.kind))?;
-            }
-            if let Gathered::Sorter(sorter) = &mut self.gathered {
-                self.record.clear();
-                change.write(&mut self.record);
-                sorter.push([hash, time], &self.record)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Goes over to sorting, as there are more changes than memory holds.
-    fn sort(&mut self, prefix: &highway::HighwayHasher) -> Result<()> {
-        // Little more memory, as the table is here until its last change is sorted.
-        let sorter = Gathered::Sorter(Sorter::new(self.memory / 8, self.open));
-        let gathered = std::mem::replace(&mut self.gathered, sorter);
-        let (Gathered::Table(table), Gathered::Sorter(sorter)) = (gathered, &mut self.gathered) else {
-            return Err(Error::bug("changes that are sorted are to be sorted"));
-        };
-        table.drain(|change, record| sorter.push([key_after(prefix, change.key), change.time], record))
-    }
-
-    /// After it, documents can be looked up.
-    pub fn finish(self) -> Result<Overlay> {
-        let sorter = match self.gathered {
-            Gathered::Table(table) => return Ok(Overlay::Table(table)),
-            Gathered::Sorter(sorter) => sorter,
-        };
-        let (count, bytes) = (sorter.count(), sorter.bytes());
-        let sorted = sorter.finish()?;
-        // Sorted in memory it is there until the blocks are made.
-        let memory = self.memory.saturating_sub(sorted.held());
-        Ok(Overlay::Blocks(Blocks::new(sorted, count, bytes, memory, self.open)?))
-    }
-}
+use crate::read::table::{AtHand, Table};
+use model::{Batch, CollectionId, EngineTime, Error, Patcher, Result};
 
 /// The changed keys of one collection and kind space.
 #[derive(Debug)]
@@ -151,6 +40,7 @@ pub(crate) struct Patches {
     from: u32,
     /// How many changes the key has.
     end: u32,
+    at_hand: AtHand,
 }
 
 impl Patches {
@@ -172,7 +62,7 @@ impl Patches {
         let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let ordinal = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
         let key = Cursor { block: half(8), offset: half(12), ordinal };
-        Some(Patches { key, from: half(16), end: half(20) })
+        Some(Patches { key, from: half(16), end: half(20), at_hand: AtHand::default() })
     }
 }
 
@@ -213,11 +103,26 @@ impl Sum {
     }
 
     fn patches(&self) -> Patches {
-        Patches { key: self.key, from: if self.patches { self.from } else { self.end }, end: self.end }
+        let from = if self.patches { self.from } else { self.end };
+        Patches { key: self.key, from, end: self.end, at_hand: AtHand::default() }
     }
 }
 
 impl Overlay {
+    /// Of changes that are sorted by hash and time, in about so much memory.
+    pub fn sorted(sorter: Sorter, memory: usize, open: OpenFile) -> Result<Overlay> {
+        let (count, bytes) = (sorter.count(), sorter.bytes());
+        let sorted = sorter.finish()?;
+        // Sorted in memory it is there until the blocks are made.
+        let memory = memory.saturating_sub(sorted.held());
+        Ok(Overlay::Blocks(Blocks::new(sorted, count, bytes, memory, open)?))
+    }
+
+    /// Without changes.
+    pub fn none() -> Overlay {
+        Overlay::Table(Table::new(0))
+    }
+
     pub fn is_empty(&self) -> bool {
         match self {
             Overlay::Table(table) => table.count() == 0,
@@ -226,10 +131,12 @@ impl Overlay {
     }
 
     /// Which of the keys with these hashes may have changed: tells fast of most that they have not.
+    /// What became of keys before it cannot be applied any more.
     pub fn may_hold(&mut self, hashes: &[u64], into: &mut Vec<usize>) {
         into.clear();
         match self {
             Overlay::Table(table) => {
+                table.put_away();
                 table.near_slots(hashes);
                 into.extend((0..hashes.len()).filter(|i| table.may_hold(hashes[*i])));
                 table.near_changes(into.iter().map(|i| hashes[*i]), true);
@@ -258,9 +165,10 @@ impl Overlay {
     pub fn fate(&mut self, hash: u64, key: &[u8], read: EngineTime, ordered: bool) -> Result<Fate> {
         let Some(key) = self.find(hash, key)? else { return Ok(Fate::Kept) };
         let mut sum = Sum::new(key);
+        let counts = |time: u64, is_copy: bool| time > read.order || is_copy;
         self.of_key(key, |nth, change, _| {
             sum.end = nth + 1;
-            let is_later = change.time > read.order || change.is_copy;
+            let is_later = counts(change.time, change.is_copy);
             if is_later {
                 sum.see(nth, change);
             }
@@ -272,7 +180,11 @@ impl Overlay {
         }
         let only_patches = sum.start.is_none() && !sum.deleted;
         if only_patches || (ordered && !sum.deleted) {
-            return Ok(Fate::Becomes { start: sum.start, patches: sum.patches() });
+            let mut patches = sum.patches();
+            if let Overlay::Table(table) = self {
+                patches.at_hand = table.have_at_hand(patches.from, counts);
+            }
+            return Ok(Fate::Becomes { start: sum.start, patches });
         }
         Ok(Fate::Dropped)
     }
@@ -297,7 +209,12 @@ impl Overlay {
             into.extend_from_slice(body);
             return Ok(());
         }
-        let patcher = patcher.ok_or_else(|| Error::unsupported("this engine's patches are not known"))?;
+        let patcher = patcher.ok_or_else(nobody_applies)?;
+        if let Overlay::Table(table) = self
+            && patches.at_hand.count > 0
+        {
+            return apply_all(table.at_hand(patches.at_hand), body, patcher, into);
+        }
         let mut between: Option<Vec<u8>> = None;
         self.of_key(patches.key, |nth, change, taken| {
             if nth < patches.from || change.op != Op::Patch || taken {
@@ -315,23 +232,30 @@ impl Overlay {
         })
     }
 
-    /// Gives the documents that the oldest layer does not hold or no longer places: where they are put
-    /// in an ordered collection, body, patches. The oldest layer must have been streamed.
-    pub fn rest(&mut self, mut give: impl FnMut(Spot, Spot, Patches) -> Result<()>) -> Result<()> {
+    /// Gives the documents that the oldest layer does not hold or no longer places. The oldest layer must
+    /// have been streamed. Patches are written out if they take no more bytes than `most`.
+    pub fn rest(&mut self, most: usize, mut give: impl FnMut(Left<'_>) -> Result<()>) -> Result<()> {
         let mut sum: Option<Sum> = None;
-        let mut key: Vec<u8> = Vec::new();
+        let (mut key, mut written): (Vec<u8>, Vec<u8>) = Default::default();
         let see = |cursor: Cursor, nth: u32, change: &Change<'_>, taken: bool| {
             if nth == 0 {
                 if let Some(sum) = sum.take() {
-                    left(&sum, &key, &mut give)?;
+                    left(&sum, &key, &written, most, &mut give)?;
                 }
                 key.clear();
                 key.extend_from_slice(change.key);
+                written.clear();
             }
             let sum = sum.get_or_insert_with(|| Sum::new(cursor));
             sum.end = nth + 1;
             if !taken {
                 sum.see(nth, change);
+                match change.op {
+                    // One that is too long stays so.
+                    Op::Patch if written.len() <= most => write_patch(change.patch, &mut written),
+                    Op::Patch => {}
+                    _ => written.clear(),
+                }
             }
             Ok(())
         };
@@ -339,14 +263,35 @@ impl Overlay {
             Overlay::Table(table) => table.rest(see)?,
             Overlay::Blocks(blocks) => blocks.all(see)?,
         }
-        sum.map_or(Ok(()), |sum| left(&sum, &key, &mut give))
+        sum.map_or(Ok(()), |sum| left(&sum, &key, &written, most, &mut give))
     }
 }
 
+/// A document that the oldest layer does not hold or no longer places.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Left<'a> {
+    /// Where it is put in an ordered collection.
+    pub place: Spot,
+    /// The body to begin with.
+    pub start: Spot,
+    pub patches: Patches,
+    /// The patches, written out; none if they are too long for it.
+    pub written: Option<&'a [u8]>,
+}
+
 /// What the changes of a key come to that no document of the oldest layer has taken.
-fn left(sum: &Sum, key: &[u8], give: &mut impl FnMut(Spot, Spot, Patches) -> Result<()>) -> Result<()> {
+fn left(
+    sum: &Sum,
+    key: &[u8],
+    written: &[u8],
+    most: usize,
+    give: &mut impl FnMut(Left<'_>) -> Result<()>,
+) -> Result<()> {
     match sum.start {
-        Some(start) => give(sum.place.unwrap_or(start), start, sum.patches()),
+        Some(start) => {
+            let (place, patches) = (sum.place.unwrap_or(start), sum.patches());
+            give(Left { place, start, patches, written: (written.len() <= most).then_some(written) })
+        }
         // Patches alone are right only for a document that was deleted, or put anew, before the scan
         // came by: then a later deletion or put is in the log too.
         None if sum.patches => {
@@ -356,6 +301,60 @@ fn left(sum: &Sum, key: &[u8], give: &mut impl FnMut(Spot, Spot, Patches) -> Res
         }
         None => Ok(()),
     }
+}
+
+fn write_patch(patch: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&(patch.len() as u32).to_le_bytes());
+    out.extend_from_slice(patch);
+}
+
+/// Applies patches that were written out to a body; the document that it becomes is appended.
+pub(crate) fn apply_written(
+    written: &[u8],
+    body: &[u8],
+    patcher: Option<&dyn Patcher>,
+    into: &mut Vec<u8>,
+) -> Result<()> {
+    if written.is_empty() {
+        into.extend_from_slice(body);
+        return Ok(());
+    }
+    let mut rest = written;
+    let patches = std::iter::from_fn(|| {
+        let (length, after) = rest.split_first_chunk()?;
+        let (patch, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        rest = after;
+        Some(patch)
+    });
+    apply_all(patches, body, patcher.ok_or_else(nobody_applies)?, into)
+}
+
+/// Applies one patch after the other.
+fn apply_all<'a>(
+    patches: impl Iterator<Item = &'a [u8]>,
+    body: &[u8],
+    patcher: &dyn Patcher,
+    into: &mut Vec<u8>,
+) -> Result<()> {
+    let mut patches = patches.peekable();
+    let (mut before, mut after): (Vec<u8>, Vec<u8>) = Default::default();
+    let mut is_first = true;
+    while let Some(patch) = patches.next() {
+        let from = if is_first { body } else { &before[..] };
+        if patches.peek().is_none() {
+            return patcher.apply(from, patch, into);
+        }
+        after.clear();
+        after.reserve(from.len() + patch.len());
+        patcher.apply(from, patch, &mut after)?;
+        std::mem::swap(&mut before, &mut after);
+        is_first = false;
+    }
+    Err(Error::bug("patches that are to be applied are not there"))
+}
+
+fn nobody_applies() -> Error {
+    Error::unsupported("this engine's patches are not known")
 }
 
 /// The part of a batch that passes a test, sharing its buffers.
@@ -381,205 +380,4 @@ pub(crate) fn check_collection(batch: &Batch, id: &CollectionId) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use model::{BatchBuilder, Encoding, ErrorKind};
-    use proptest::prelude::*;
-
-    struct Append;
-
-    impl Patcher for Append {
-        fn apply(&self, body: &[u8], patch: &[u8], into: &mut Vec<u8>) -> Result<()> {
-            into.extend_from_slice(body);
-            into.extend_from_slice(patch);
-            Ok(())
-        }
-    }
-
-    fn applied(overlay: &mut Overlay, patches: Patches, body: &[u8]) -> Vec<u8> {
-        let mut made = b"others before it".to_vec();
-        overlay.apply(patches, body, Some(&Append), &mut made).unwrap();
-        made.split_off(16)
-    }
-
-    fn id() -> CollectionId {
-        CollectionId::new("c")
-    }
-
-    fn frame(kind: Kind, changes: &[(u8, u8, u64)]) -> Frame {
-        let mut builder = BatchBuilder::new(id(), kind, Encoding::Bin);
-        changes.iter().for_each(|(key, body, _)| builder.push(&[*key], &[b'+', *body]));
-        Frame { batch: builder.take(), times: changes.iter().map(|(.., t)| at(*t)).collect() }
-    }
-
-    fn at(time: u64) -> EngineTime {
-        EngineTime { order: time, millis: 0 }
-    }
-
-    /// A frame of a layer (read at a time) or of the log: (is a layer's, kind, (key, body, time)…).
-    type Plain = (bool, Kind, Vec<(u8, u8, u64)>);
-
-    /// Layers first, each read after the one before; log frames in any order of time.
-    fn frames() -> impl Strategy<Value = Vec<Plain>> {
-        let kind = prop_oneof![4 => Just(Kind::Document), 1 => Just(Kind::Tombstone), 4 => Just(Kind::Patch)];
-        let changes = proptest::collection::vec((0..12u8, any::<u8>(), 1..30u64), 0..12);
-        let layers = proptest::collection::vec((proptest::bool::weighted(0.7), 5..12u64, changes.clone()), 0..3);
-        let log = proptest::collection::vec((kind, changes), 0..14);
-        (layers, log).prop_map(|(layers, log)| {
-            let mut time = 0;
-            let layers = layers.into_iter().map(|(puts, later, mut changes)| {
-                time += later;
-                changes.iter_mut().for_each(|c| c.2 = time);
-                // A layer has a key once.
-                changes.sort_by_key(|c| c.0);
-                changes.dedup_by_key(|c| c.0);
-                (true, if puts { Kind::Document } else { Kind::Tombstone }, changes)
-            });
-            layers.chain(log.into_iter().map(|(kind, changes)| (false, kind, changes))).collect()
-        })
-    }
-
-    /// What there is in the end, in order, or the key that is patched without a document.
-    type Outcome = std::result::Result<Vec<(u8, Vec<u8>)>, u8>;
-
-    /// Each key's changes, one after the other; the simple way.
-    fn expected(frames: &[Plain], base: &[(u8, u64)], ordered: bool, until: u64) -> Outcome {
-        let mut here: Vec<(usize, usize, u8, Vec<u8>)> = Vec::new();
-        let mut wrong: Option<u8> = None;
-        for key in 0..12u8 {
-            let mut all = Vec::new();
-            for (f, (is_copy, kind, changes)) in frames.iter().enumerate() {
-                for (d, (k, body, time)) in changes.iter().enumerate() {
-                    if *k == key && (*is_copy || *time <= until) {
-                        all.push(((*time, *is_copy, f, d), kind.clone(), vec![b'+', *body]));
-                    }
-                }
-            }
-            all.sort_by_key(|(place, ..)| *place);
-            let found = base.iter().position(|(k, _)| *k == key);
-            let mut body: Option<(usize, usize, Vec<u8>)> = found.map(|i| (0, i, vec![b'b', key]));
-            let mut dangling = false;
-            for ((time, is_copy, f, d), kind, bytes) in all {
-                if found.is_some_and(|i| time <= base[i].1 && !is_copy) {
-                    continue;
-                }
-                match (kind, &mut body) {
-                    (Kind::Tombstone, _) => (body, dangling) = (None, false),
-                    (Kind::Patch, Some((.., body))) => body.extend(bytes),
-                    (Kind::Patch, none) => {
-                        // Its place, though its body comes later.
-                        *none = Some((f + 1, d, Vec::new()));
-                        dangling = true;
-                    }
-                    (_, Some((_, _, body))) => (*body, dangling) = (bytes, false),
-                    (_, none) => *none = Some((f + 1, d, bytes)),
-                }
-            }
-            match body {
-                Some(_) if dangling => wrong = wrong.or(Some(key)),
-                Some((f, d, body)) => here.push((f, d, key, body)),
-                None => {}
-            }
-        }
-        match wrong {
-            Some(key) => Err(key),
-            None => {
-                here.sort_by_key(|(f, d, key, _)| if ordered { (*f, *d, 0) } else { (0, 0, *key) });
-                Ok(here.into_iter().map(|(.., key, body)| (key, body)).collect())
-            }
-        }
-    }
-
-    fn overlaid(frames: &[Plain], base: &[(u8, u64)], ordered: bool, until: u64, memory: usize) -> Outcome {
-        let keys = HashKeys::derive(&[3; 32]);
-        let mut changes = Changes::new(keys.clone(), memory, tempfile::tempfile);
-        for layers in [false, true] {
-            for (number, (is_copy, kind, all)) in frames.iter().enumerate().filter(|(_, f)| f.0 == layers) {
-                let frame = frame(kind.clone(), all);
-                match is_copy {
-                    true => changes.add_layer_frame(number as u32, &frame, at(all.first().map_or(0, |c| c.2))).unwrap(),
-                    false => changes.add_log_frame(number as u32, &frame, 0, until).unwrap(),
-                }
-            }
-        }
-        let mut overlay = changes.finish().unwrap();
-        let mut here: Vec<(u8, Vec<u8>)> = Vec::new();
-        let body_at = |spot: Spot| vec![b'+', frames[spot.frame as usize].2[spot.doc as usize].1];
-        for (key, read) in base {
-            match overlay.fate(keys.key(&id(), &Kind::Document, &[*key]), &[*key], at(*read), ordered).unwrap() {
-                Fate::Kept => here.push((*key, vec![b'b', *key])),
-                Fate::Dropped => {}
-                Fate::Becomes { start, patches } => {
-                    let start = start.map_or(vec![b'b', *key], body_at);
-                    here.push((*key, applied(&mut overlay, patches, &start)));
-                    overlay.take(patches);
-                }
-            }
-        }
-        let mut rest = Vec::new();
-        let given = overlay.rest(|place, start, patches| {
-            let mut bytes = Vec::new();
-            patches.write(&mut bytes);
-            assert_eq!(Patches::read(&bytes), Some(patches));
-            rest.push((place, start, patches));
-            Ok(())
-        });
-        if let Err(e) = given {
-            assert_eq!(e.kind(), ErrorKind::Corrupt);
-            let key = e.message().split("document ").nth(1).unwrap().as_bytes()[0];
-            return Err(key);
-        }
-        rest.sort_by_key(|(place, ..)| *place);
-        for (_, start, patches) in rest {
-            let body = applied(&mut overlay, patches, &body_at(start));
-            here.push((frames[start.frame as usize].2[start.doc as usize].0, body));
-        }
-        if !ordered {
-            here.sort();
-        }
-        Ok(here)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
-        #[test]
-        fn documents_become_what_their_changes_make_of_them(
-            frames in frames(),
-            base in proptest::collection::btree_map(0..12u8, 0..15u64, 0..10),
-            ordered: bool,
-            until in prop_oneof![3 => Just(100u64), 1 => 0..30u64],
-        ) {
-            let base: Vec<(u8, u64)> = base.into_iter().collect();
-            let expected = expected(&frames, &base, ordered, until);
-            for memory in [0, 600, 1 << 20] {
-                let got = overlaid(&frames, &base, ordered, until, memory);
-                match &expected {
-                    // Which of several is named is not told by the keys' order.
-                    Err(_) => prop_assert!(got.is_err()),
-                    Ok(_) => prop_assert_eq!(&got, &expected, "with {} bytes", memory),
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn changes_that_are_not_understood_are_refused() {
-        let mut changes = Changes::new(HashKeys::derive(&[3; 32]), 1 << 20, tempfile::tempfile);
-        let mut without_times = frame(Kind::Document, &[(1, 1, 1)]);
-        without_times.times.clear();
-        assert_eq!(changes.add_log_frame(0, &without_times, 0, 9).unwrap_err().kind(), ErrorKind::Corrupt);
-        changes.add_log_frame(0, &frame(Kind::Patch, &[(1, 1, 5)]), 0, 9).unwrap();
-        let mut overlay = changes.finish().unwrap();
-        let hash = HashKeys::derive(&[3; 32]).key(&id(), &Kind::Document, &[1]);
-        let Fate::Becomes { start: None, patches } = overlay.fate(hash, &[1], at(1), false).unwrap() else { panic!() };
-        let error = overlay.apply(patches, b"body", None, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        // Another key with the same hash has not changed.
-        let mut maybe = vec![5];
-        overlay.may_hold(&[!hash, hash], &mut maybe);
-        assert_eq!(maybe, [1]);
-        assert_eq!(overlay.fate(hash, &[2], at(1), false).unwrap(), Fate::Kept);
-    }
-}
+mod tests;

@@ -6,8 +6,10 @@ use crate::manifest::{Catalog, CatalogEntry, Layer, LayerRef};
 use crate::objects::Objects;
 use crate::points::Point;
 use crate::read::at::Changes;
+use crate::read::bodies::{ChangeFrame, FramePlace, Reader};
 use crate::read::contents::ContentReader;
-use crate::read::merge::{Base, ChangeFrame, FramePlace, Memory, Merge, Reader, renumber};
+use crate::read::merge::{Base, Memory, Merge};
+use crate::read::out::renumber;
 use crate::read::overlay::{check_collection, retain};
 use crate::read::segments::Segments;
 use crate::segment::SegmentEntry;
@@ -104,7 +106,7 @@ impl State {
     }
 
     /// Holds about so many bytes of what has changed since the oldest layer was read, instead of 128
-    /// MiB; the rest goes to an encrypted temporary file. Of each change a bit is held in any case.
+    /// MiB. If there is more, it goes to an encrypted temporary file, with the documents that wait for it.
     pub fn with_memory(mut self, bytes: usize) -> State {
         self.memory = Memory::new(bytes, tempfile::tempfile);
         self

@@ -1,6 +1,7 @@
 //! Changes in memory, as they came, found by the hashes of their keys.
 
-use crate::read::change::{Change, Cursor, Records, TAKEN};
+use crate::read::change::{Change, Cursor, Op, Records, Spot, TAKEN};
+use crate::read::parts::Expected;
 use model::{Error, Result};
 
 /// Bytes before each change: where the one of the same key is that came before it, 0 for none.
@@ -24,19 +25,62 @@ pub(crate) struct Table {
     bits: u32,
     keys: usize,
     count: u64,
-    /// Of the key that is looked at: when each change happened, and where it is.
-    chain: Vec<(u64, u32)>,
+    /// Of the key that is looked at.
+    chain: Vec<Link>,
+    /// Where the patches are of the keys that are looked at together.
+    patches: Vec<Span>,
     /// What is looked at ahead.
     near: Vec<u32>,
+}
+
+/// Where some bytes are among the records: from, and how many.
+type Span = (u32, u32);
+
+/// One change of the key that is looked at, taken apart.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    time: u64,
+    /// Where it is.
+    at: u32,
+    is_copy: bool,
+    op: Op,
+    spot: Spot,
+    patch: Span,
+    /// Whether it is to be looked at no more.
+    is_taken: bool,
+}
+
+/// Patches that are kept at hand while keys are looked at together: the first, and how many.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct AtHand {
+    from: u32,
+    pub count: u32,
 }
 
 impl Table {
     /// A table that has room for about so many bytes.
     pub fn new(limit: usize) -> Self {
+        Table::expecting(Expected::default(), limit)
+    }
+
+    /// The same, that need not grow often to hold what is expected.
+    pub fn expecting(expected: Expected, limit: usize) -> Self {
         // Places have 31 bits.
-        let (limit, slots) = (limit.min(1 << 30), vec![0; 1 << BITS]);
-        let (records, chain, near) = (Vec::new(), Vec::new(), Vec::new());
-        Table { limit, records, slots, bits: BITS, keys: 0, count: 0, chain, near }
+        let limit = limit.min(1 << 30);
+        // Half of the slots that are needed if each change is one of another key.
+        let most = (limit / 32).checked_ilog2().unwrap_or(0).max(BITS);
+        let bits = (expected.changes * 3 / 4).checked_ilog2().unwrap_or(0).clamp(BITS, most);
+        Table {
+            limit,
+            records: Vec::with_capacity(expected.bytes.min(limit)),
+            slots: vec![0; 1 << bits],
+            bits,
+            keys: 0,
+            count: 0,
+            chain: Vec::new(),
+            patches: Vec::new(),
+            near: Vec::new(),
+        }
     }
 
     /// Takes a change; false if it has no room for it.
@@ -72,7 +116,7 @@ impl Table {
 
     /// Whether there may be changes of a key with this hash. Tells fast of most that there are none.
     pub fn may_hold(&self, hash: u64) -> bool {
-        self.alike(hash).any(|(_, slot)| slot != 0)
+        self.first_alike(hash) != 0
     }
 
     /// Where the changes of a key are; none if there are none.
@@ -93,48 +137,83 @@ impl Table {
     pub fn near_changes(&mut self, hashes: impl Iterator<Item = u64>, all: bool) {
         let mut places = std::mem::take(&mut self.near);
         places.clear();
-        places.extend(hashes.map(|hash| (self.alike(hash).next().unwrap_or_default().1 & PLACE) as u32));
+        places.extend(hashes.map(|hash| (self.first_alike(hash) & PLACE) as u32).filter(|place| *place != 0));
+        let mut touched = 0;
         while !places.is_empty() {
             for place in &mut places {
-                *place = place.checked_sub(1).map_or(0, |at| self.before(at as usize).unwrap_or_default());
+                let at = *place as usize - 1;
+                // Most changes take two lines of the processor's cache.
+                touched ^= self.records.get(at + 64).copied().unwrap_or_default();
+                *place = self.before(at).unwrap_or_default();
             }
             if !std::hint::black_box(all) {
                 break;
             }
             places.retain(|place| *place != 0);
         }
+        std::hint::black_box((touched, &places));
         self.near = places;
     }
 
     /// Shows the changes of a key, sorted by time, those of the same time in the order in which they
     /// came: which one it is from 0, and whether it is taken. Takes those for which it is told so.
     pub fn of_key(&mut self, key: Cursor, mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
-        let mut place = self.before(key.offset as usize)?;
-        if place == 0 {
-            return self.show(key.offset, 0, &mut show);
-        }
+        self.take_apart(key.offset)?;
         let mut chain = std::mem::take(&mut self.chain);
-        chain.clear();
-        chain.push((self.change(key.offset as usize)?.0.time, key.offset));
-        while place != 0 {
-            let at = place - 1;
-            chain.push((self.change(at as usize)?.0.time, at));
-            place = self.before(at as usize)?;
+        let key = self.change(key.offset as usize)?.0.key;
+        for (nth, link) in chain.iter_mut().enumerate() {
+            let Link { time, is_copy, op, spot, patch, .. } = *link;
+            let change = Change { key, time, is_copy, op, spot, patch: span(&self.records, patch) };
+            let taken = self.records[link.at as usize + BEFORE] & TAKEN != 0;
+            link.is_taken = show(nth as u32, &change, taken)?;
         }
-        chain.sort_unstable();
-        for (nth, (_, at)) in chain.iter().enumerate() {
-            self.show(*at, nth as u32, &mut show)?;
+        for link in chain.iter().filter(|link| link.is_taken) {
+            self.records[link.at as usize + BEFORE] |= TAKEN;
         }
         self.chain = chain;
         Ok(())
     }
 
-    fn show(&mut self, at: u32, nth: u32, show: &mut impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
-        let (change, flags) = self.change(at as usize)?;
-        if show(nth, &change, flags & TAKEN != 0)? {
-            self.records[at as usize + BEFORE] |= TAKEN;
+    /// Takes the changes of a key apart, from the newest one on.
+    fn take_apart(&mut self, newest: u32) -> Result<()> {
+        self.chain.clear();
+        let mut next = newest + 1;
+        while next != 0 {
+            let at = next - 1;
+            let mut reader = Records::new(&self.records, at as usize + BEFORE);
+            let (Change { time, is_copy, op, spot, patch, .. }, _) = reader.expect()?;
+            // A patch is the end of what is written of a change.
+            let patch = ((reader.at - patch.len()) as u32, patch.len() as u32);
+            self.chain.push(Link { time, at, is_copy, op, spot, patch, is_taken: false });
+            next = self.before(at as usize)?;
+        }
+        // Next to always they came in order.
+        self.chain.reverse();
+        if !self.chain.is_sorted_by_key(|link| link.time) {
+            self.chain.sort_by_key(|link| link.time);
         }
         Ok(())
+    }
+
+    /// Forgets the patches that were at hand.
+    pub fn put_away(&mut self) {
+        self.patches.clear();
+    }
+
+    /// Has at hand the patches of the key that was looked at last: those from one of its changes on
+    /// that count.
+    pub fn have_at_hand(&mut self, from: u32, counts: impl Fn(u64, bool) -> bool) -> AtHand {
+        let first = self.patches.len();
+        let links = self.chain.iter().skip(from as usize);
+        let links = links.filter(|link| link.op == Op::Patch && counts(link.time, link.is_copy));
+        self.patches.extend(links.map(|link| link.patch));
+        AtHand { from: first as u32, count: (self.patches.len() - first) as u32 }
+    }
+
+    /// The patches at hand.
+    pub fn at_hand(&self, AtHand { from, count }: AtHand) -> impl Iterator<Item = &[u8]> {
+        let spans = self.patches.get(from as usize..(from + count) as usize).unwrap_or_default();
+        spans.iter().map(|patch| span(&self.records, *patch))
     }
 
     /// Where the change of the same key is that came before one, plus 1; 0 for none.
@@ -182,27 +261,29 @@ impl Table {
         Ok(())
     }
 
-    /// The slots that may be those of a hash, up to the free one after them.
-    fn alike(&self, hash: u64) -> impl Iterator<Item = (usize, u64)> {
-        let (first, last) = ((hash >> (64 - self.bits)) as usize, self.slots.len() - 1);
-        let mut ended = false;
-        (0..=last)
-            .map(move |i| ((first + i) & last, self.slots[(first + i) & last]))
-            .take_while(move |(_, slot)| !std::mem::replace(&mut ended, *slot == 0))
-            .filter(move |(_, slot)| *slot == 0 || slot >> 32 == hash >> 32)
+    /// The slot on which the search for a hash ends: one that begins like it and for which `is` holds, or
+    /// the free one after them.
+    fn search(&self, hash: u64, mut is: impl FnMut(u32) -> Result<bool>) -> Result<usize> {
+        let last = self.slots.len() - 1;
+        let mut number = (hash >> (64 - self.bits)) as usize;
+        for _ in 0..=last {
+            let slot = self.slots[number];
+            if slot == 0 || (slot >> 32 == hash >> 32 && is((slot & PLACE) as u32)?) {
+                return Ok(number);
+            }
+            number = (number + 1) & last;
+        }
+        Err(nowhere())
+    }
+
+    /// The first slot that may be that of a hash; 0 if there is none.
+    fn first_alike(&self, hash: u64) -> u64 {
+        self.search(hash, |_| Ok(true)).map_or(0, |number| self.slots[number])
     }
 
     /// The slot of a key, or the free one where it belongs.
     fn slot_of(&self, hash: u64, key: &[u8]) -> Result<usize> {
-        for (number, slot) in self.alike(hash) {
-            if slot == 0 {
-                return Ok(number);
-            }
-            if self.change((slot & PLACE) as usize - 1)?.0.key == key {
-                return Ok(number);
-            }
-        }
-        Err(nowhere())
+        self.search(hash, |place| Ok(self.change(place as usize - 1)?.0.key == key))
     }
 
     fn grow(&mut self) {
@@ -219,6 +300,10 @@ impl Table {
     }
 }
 
+fn span(records: &[u8], (from, length): Span) -> &[u8] {
+    records.get(from as usize..from as usize + length as usize).unwrap_or_default()
+}
+
 fn nowhere() -> Error {
     Error::bug("a table of changes does not hold what it says")
 }
@@ -227,7 +312,6 @@ fn nowhere() -> Error {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::read::change::{Op, Spot};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,0 +1,147 @@
+//! Gathers changes: in a table, or, if there are more than memory holds, in a temporary file.
+
+use crate::frame::Frame;
+use crate::hash::{HashKeys, key_after};
+use crate::read::change::{Change, Op, Spot};
+use crate::read::overlay::Overlay;
+use crate::read::parts::{Expected, Parts};
+use crate::read::spill::{OpenFile, Sorter};
+use crate::read::table::Table;
+use model::{Batch, EngineTime, Error, Kind, Result};
+
+/// Collects the changes of one collection and kind space.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    keys: HashKeys,
+    gathered: Gathered,
+    expected: Expected,
+    /// Of the keys of a frame.
+    hashes: Vec<u64>,
+    record: Vec<u8>,
+    memory: usize,
+    open: OpenFile,
+    ordered: bool,
+}
+
+#[derive(Debug)]
+enum Gathered {
+    /// All in memory.
+    Table(Table),
+    /// In parts that will each be in memory, as not all of them can.
+    Parts(Parts),
+    /// To be sorted with the help of a file, as documents must pass by them in their own order.
+    Sorter(Sorter),
+}
+
+/// All changes.
+#[derive(Debug)]
+pub(crate) enum Finished {
+    /// To be looked at while documents come.
+    Whole(Overlay),
+    /// Documents must wait for those of their part.
+    Parts(Parts),
+}
+
+impl Changes {
+    /// Collects changes of a collection that is ordered or not in about so much memory. Goes over to a
+    /// file when they do not fit; at once, if that is expected.
+    pub fn new(keys: HashKeys, expected: Expected, memory: usize, open: OpenFile, ordered: bool) -> Result<Self> {
+        let gathered = match (expected.bytes <= memory, ordered) {
+            (true, _) => Gathered::Table(Table::expecting(expected, memory)),
+            // Half at most, as what was collected is here while blocks are made of it.
+            (false, true) => Gathered::Sorter(Sorter::new(memory / 2, open)),
+            (false, false) => Gathered::Parts(Parts::new(expected, memory, open)?),
+        };
+        Ok(Changes { keys, gathered, expected, hashes: Vec::new(), record: Vec::new(), memory, open, ordered })
+    }
+
+    /// Adds a frame of the change log: of its changes those after one time and up to another. Frames
+    /// come in order, and those of layers after all of them: copies stand after log entries of the
+    /// same time.
+    pub fn add_log_frame(&mut self, number: u32, frame: &Frame, after: u64, until: u64) -> Result<()> {
+        if frame.times.len() != frame.batch.len() {
+            return Err(Error::corrupt("a frame of the change log has no times"));
+        }
+        self.add(number, &frame.batch, false, |i| {
+            let time = frame.times[i].order;
+            (after < time && time <= until).then_some(time)
+        })
+    }
+
+    /// Adds a frame of a layer that was read at `time`.
+    pub fn add_layer_frame(&mut self, number: u32, frame: &Frame, time: EngineTime) -> Result<()> {
+        self.add(number, &frame.batch, true, |_| Some(time.order))
+    }
+
+    fn add(&mut self, frame: u32, batch: &Batch, is_copy: bool, time: impl Fn(usize) -> Option<u64>) -> Result<()> {
+        let op = match &batch.kind {
+            kind if kind.is_tombstone() => Op::Delete,
+            Kind::Patch => Op::Patch,
+            _ => Op::Put,
+        };
+        self.keys.keys_of(batch, &mut self.hashes);
+        if let Gathered::Table(table) = &mut self.gathered {
+            table.near_slots(&self.hashes);
+            table.near_changes(self.hashes.iter().copied(), false);
+        }
+        if let Gathered::Parts(parts) = &self.gathered {
+            parts.near(&self.hashes);
+        }
+        for i in 0..batch.len() {
+            let Some(time) = time(i) else { continue };
+            let (key, hash) = (batch.key_of(i), self.hashes[i]);
+            let spot = Spot { frame, doc: i as u32 };
+            let patch = if op == Op::Patch { batch.body_of(i) } else { b"" };
+            let change = Change { key, time, is_copy, op, spot, patch };
+            if let Gathered::Table(table) = &mut self.gathered {
+                if table.push(hash, &change)? {
+                    continue;
+                }
+                self.go_over(&self.keys.key_prefix(&batch.collection, &batch.kind))?;
+            }
+            match &mut self.gathered {
+                Gathered::Table(_) => return Err(Error::bug("a table of changes stays full")),
+                Gathered::Parts(parts) => parts.push(hash, &change)?,
+                Gathered::Sorter(sorter) => {
+                    self.record.clear();
+                    change.write(&mut self.record);
+                    sorter.push([hash, time], &self.record)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes over to a file, as there are more changes than memory holds.
+    fn go_over(&mut self, prefix: &highway::HighwayHasher) -> Result<()> {
+        // Little more memory, as the table is here until its last change has gone.
+        let to = match self.ordered {
+            true => Gathered::Sorter(Sorter::new(self.memory / 8, self.open)),
+            false => Gathered::Parts(Parts::new(self.expected, self.memory, self.open)?),
+        };
+        let Gathered::Table(table) = std::mem::replace(&mut self.gathered, to) else {
+            return Err(Error::bug("changes in a file are to go to one"));
+        };
+        let gathered = &mut self.gathered;
+        table.drain(|change, record| {
+            let hash = key_after(prefix, change.key);
+            match gathered {
+                Gathered::Parts(parts) => parts.push(hash, change),
+                Gathered::Sorter(sorter) => sorter.push([hash, change.time], record),
+                Gathered::Table(_) => Err(Error::bug("changes of a table are to go to one")),
+            }
+        })
+    }
+
+    /// After it, documents can be looked up.
+    pub fn finish(self) -> Result<Finished> {
+        match self.gathered {
+            Gathered::Table(table) => Ok(Finished::Whole(Overlay::Table(table))),
+            Gathered::Sorter(sorter) => Overlay::sorted(sorter, self.memory, self.open).map(Finished::Whole),
+            Gathered::Parts(mut parts) => {
+                parts.settle()?;
+                Ok(Finished::Parts(parts))
+            }
+        }
+    }
+}

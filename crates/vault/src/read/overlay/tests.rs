@@ -1,0 +1,277 @@
+//! Documents become what a simple model makes of them, in any memory.
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::frame::Frame;
+use crate::hash::HashKeys;
+use crate::read::gather::{Changes, Finished};
+use crate::read::parts::Expected;
+use model::{BatchBuilder, Encoding, ErrorKind, Kind};
+use proptest::prelude::*;
+
+struct Append;
+
+impl Patcher for Append {
+    fn apply(&self, body: &[u8], patch: &[u8], into: &mut Vec<u8>) -> Result<()> {
+        into.extend_from_slice(body);
+        into.extend_from_slice(patch);
+        Ok(())
+    }
+}
+
+fn applied(overlay: &mut Overlay, patches: Patches, body: &[u8]) -> Vec<u8> {
+    let mut made = b"others before it".to_vec();
+    overlay.apply(patches, body, Some(&Append), &mut made).unwrap();
+    made.split_off(16)
+}
+
+fn id() -> CollectionId {
+    CollectionId::new("c")
+}
+
+fn frame(kind: Kind, changes: &[(u8, u8, u64)]) -> Frame {
+    let mut builder = BatchBuilder::new(id(), kind, Encoding::Bin);
+    changes.iter().for_each(|(key, body, _)| builder.push(&[*key], &[b'+', *body]));
+    Frame { batch: builder.take(), times: changes.iter().map(|(.., t)| at(*t)).collect() }
+}
+
+fn at(time: u64) -> EngineTime {
+    EngineTime { order: time, millis: 0 }
+}
+
+/// A frame of a layer (read at a time) or of the log: (is a layer's, kind, (key, body, time)…).
+type Plain = (bool, Kind, Vec<(u8, u8, u64)>);
+
+/// Layers first, each read after the one before; log frames in any order of time.
+fn frames() -> impl Strategy<Value = Vec<Plain>> {
+    let kind = prop_oneof![4 => Just(Kind::Document), 1 => Just(Kind::Tombstone), 4 => Just(Kind::Patch)];
+    let changes = proptest::collection::vec((0..12u8, any::<u8>(), 1..30u64), 0..12);
+    let layers = proptest::collection::vec((proptest::bool::weighted(0.7), 5..12u64, changes.clone()), 0..3);
+    let log = proptest::collection::vec((kind, changes), 0..14);
+    (layers, log).prop_map(|(layers, log)| {
+        let mut time = 0;
+        let layers = layers.into_iter().map(|(puts, later, mut changes)| {
+            time += later;
+            changes.iter_mut().for_each(|c| c.2 = time);
+            // A layer has a key once.
+            changes.sort_by_key(|c| c.0);
+            changes.dedup_by_key(|c| c.0);
+            (true, if puts { Kind::Document } else { Kind::Tombstone }, changes)
+        });
+        layers.chain(log.into_iter().map(|(kind, changes)| (false, kind, changes))).collect()
+    })
+}
+
+/// What there is in the end, in order, or the key that is patched without a document.
+type Outcome = std::result::Result<Vec<(u8, Vec<u8>)>, u8>;
+
+/// Each key's changes, one after the other; the simple way.
+fn expected(frames: &[Plain], base: &[(u8, u64)], ordered: bool, until: u64) -> Outcome {
+    let mut here: Vec<(usize, usize, u8, Vec<u8>)> = Vec::new();
+    let mut wrong: Option<u8> = None;
+    for key in 0..12u8 {
+        let mut all = Vec::new();
+        for (f, (is_copy, kind, changes)) in frames.iter().enumerate() {
+            for (d, (k, body, time)) in changes.iter().enumerate() {
+                if *k == key && (*is_copy || *time <= until) {
+                    all.push(((*time, *is_copy, f, d), kind.clone(), vec![b'+', *body]));
+                }
+            }
+        }
+        all.sort_by_key(|(place, ..)| *place);
+        let found = base.iter().position(|(k, _)| *k == key);
+        let mut body: Option<(usize, usize, Vec<u8>)> = found.map(|i| (0, i, vec![b'b', key]));
+        let mut dangling = false;
+        for ((time, is_copy, f, d), kind, bytes) in all {
+            if found.is_some_and(|i| time <= base[i].1 && !is_copy) {
+                continue;
+            }
+            match (kind, &mut body) {
+                (Kind::Tombstone, _) => (body, dangling) = (None, false),
+                (Kind::Patch, Some((.., body))) => body.extend(bytes),
+                (Kind::Patch, none) => {
+                    // Its place, though its body comes later.
+                    *none = Some((f + 1, d, Vec::new()));
+                    dangling = true;
+                }
+                (_, Some((_, _, body))) => (*body, dangling) = (bytes, false),
+                (_, none) => *none = Some((f + 1, d, bytes)),
+            }
+        }
+        match body {
+            Some(_) if dangling => wrong = wrong.or(Some(key)),
+            Some((f, d, body)) => here.push((f, d, key, body)),
+            None => {}
+        }
+    }
+    match wrong {
+        Some(key) => Err(key),
+        None => {
+            here.sort_by_key(|(f, d, key, _)| if ordered { (*f, *d, 0) } else { (0, 0, *key) });
+            Ok(here.into_iter().map(|(.., key, body)| (key, body)).collect())
+        }
+    }
+}
+
+/// What a driver does of frames and a base, in so much memory.
+struct Driven<'a> {
+    frames: &'a [Plain],
+    ordered: bool,
+    here: Vec<(u8, Vec<u8>)>,
+    rest: Vec<(Spot, u8, Vec<u8>)>,
+}
+
+impl Driven<'_> {
+    fn body_at(&self, spot: Spot) -> Vec<u8> {
+        vec![b'+', self.frames[spot.frame as usize].2[spot.doc as usize].1]
+    }
+
+    fn document(&mut self, overlay: &mut Overlay, hash: u64, key: u8, read: EngineTime) {
+        match overlay.fate(hash, &[key], read, self.ordered).unwrap() {
+            Fate::Kept => self.here.push((key, vec![b'b', key])),
+            Fate::Dropped => {}
+            Fate::Becomes { start, patches } => {
+                let start = start.map_or(vec![b'b', key], |start| self.body_at(start));
+                self.here.push((key, applied(overlay, patches, &start)));
+                overlay.take(patches);
+            }
+        }
+    }
+
+    /// The documents that are left; the key that is patched without one.
+    fn left(&mut self, overlay: &mut Overlay, most: usize) -> std::result::Result<(), u8> {
+        let mut all = Vec::new();
+        let given = overlay.rest(most, |left| {
+            let mut bytes = Vec::new();
+            left.patches.write(&mut bytes);
+            assert_eq!(Patches::read(&bytes), Some(left.patches));
+            all.push((left.place, left.start, left.patches, left.written.map(<[u8]>::to_vec)));
+            Ok(())
+        });
+        for (place, start, patches, written) in all {
+            let body = applied(overlay, patches, &self.body_at(start));
+            match written {
+                Some(written) => {
+                    let mut other = b"others before it".to_vec();
+                    apply_written(&written, &self.body_at(start), Some(&Append), &mut other).unwrap();
+                    assert_eq!(other[16..], body);
+                    assert!(written.len() <= most);
+                }
+                None => assert!(!patches.is_empty() && body.len() > 7),
+            }
+            self.rest.push((place, self.frames[start.frame as usize].2[start.doc as usize].0, body));
+        }
+        given.map_err(|e| {
+            assert_eq!(e.kind(), ErrorKind::Corrupt);
+            e.message().split("document ").nth(1).unwrap().as_bytes()[0]
+        })
+    }
+}
+
+/// With `large`, it is known that memory will not hold the changes.
+fn overlaid(
+    frames: &[Plain],
+    base: &[(u8, u64)],
+    ordered: bool,
+    until: u64,
+    (memory, large): (usize, bool),
+) -> Outcome {
+    let keys = HashKeys::derive(&[3; 32]);
+    let expected = Expected { changes: 40, bytes: if large { usize::MAX } else { 0 } };
+    let mut changes = Changes::new(keys.clone(), expected, memory, tempfile::tempfile, ordered).unwrap();
+    for layers in [false, true] {
+        for (number, (is_copy, kind, all)) in frames.iter().enumerate().filter(|(_, f)| f.0 == layers) {
+            let frame = frame(kind.clone(), all);
+            match is_copy {
+                true => changes.add_layer_frame(number as u32, &frame, at(all.first().map_or(0, |c| c.2))).unwrap(),
+                false => changes.add_log_frame(number as u32, &frame, 0, until).unwrap(),
+            }
+        }
+    }
+    let mut driven = Driven { frames, ordered, here: Vec::new(), rest: Vec::new() };
+    let hash = |key: u8| keys.key(&id(), &Kind::Document, &[key]);
+    match changes.finish().unwrap() {
+        Finished::Whole(mut overlay) => {
+            assert!(!large || ordered);
+            base.iter().for_each(|(key, read)| driven.document(&mut overlay, hash(*key), *key, at(*read)));
+            driven.left(&mut overlay, 12)?;
+        }
+        Finished::Parts(mut parts) => {
+            assert!(!ordered);
+            let mut maybe = Vec::new();
+            for (key, read) in base {
+                let mut builder = BatchBuilder::new(id(), Kind::Document, Encoding::Bin);
+                builder.push(&[*key], &[b'b', *key]);
+                parts.may_hold(&[hash(*key)], &mut maybe);
+                match maybe.is_empty() {
+                    true => driven.here.push((*key, vec![b'b', *key])),
+                    false => parts.put_aside(&builder.take(), at(*read), &[hash(*key)], &[0]).unwrap(),
+                }
+            }
+            parts.all_have_come().unwrap();
+            let mut wrong = None;
+            while let Some((mut overlay, mut places)) = parts.next_part().unwrap() {
+                while let Some(all) = parts.documents(&mut places).unwrap() {
+                    for waited in all {
+                        assert_eq!(waited.batch.len(), waited.hashes.len());
+                        for (i, found) in waited.hashes.iter().enumerate() {
+                            let key = waited.batch.key_of(i)[0];
+                            assert_eq!((*found, waited.batch.body_of(i)), (hash(key), &[b'b', key][..]));
+                            driven.document(&mut overlay, hash(key), key, waited.read);
+                        }
+                    }
+                }
+                wrong = wrong.or(driven.left(&mut overlay, 12).err());
+            }
+            wrong.map_or(Ok(()), Err)?;
+        }
+    }
+    driven.rest.sort_by_key(|(place, ..)| *place);
+    driven.here.extend(driven.rest.into_iter().map(|(_, key, body)| (key, body)));
+    if !ordered {
+        driven.here.sort();
+    }
+    Ok(driven.here)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn documents_become_what_their_changes_make_of_them(
+        frames in frames(),
+        base in proptest::collection::btree_map(0..12u8, 0..15u64, 0..10),
+        ordered: bool,
+        until in prop_oneof![3 => Just(100u64), 1 => 0..30u64],
+    ) {
+        let base: Vec<(u8, u64)> = base.into_iter().collect();
+        let expected = expected(&frames, &base, ordered, until);
+        for memory in [(0, false), (600, false), (2500, false), (0, true), (1 << 20, true), (1 << 20, false)] {
+            let got = overlaid(&frames, &base, ordered, until, memory);
+            match &expected {
+                // Which of several is named is not told by the keys' order.
+                Err(_) => prop_assert!(got.is_err()),
+                Ok(_) => prop_assert_eq!(&got, &expected, "with {:?} bytes", memory),
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_that_are_not_understood_are_refused() {
+    let keys = HashKeys::derive(&[3; 32]);
+    let mut changes = Changes::new(keys, Expected::default(), 1 << 20, tempfile::tempfile, false).unwrap();
+    let mut without_times = frame(Kind::Document, &[(1, 1, 1)]);
+    without_times.times.clear();
+    assert_eq!(changes.add_log_frame(0, &without_times, 0, 9).unwrap_err().kind(), ErrorKind::Corrupt);
+    changes.add_log_frame(0, &frame(Kind::Patch, &[(1, 1, 5)]), 0, 9).unwrap();
+    let Finished::Whole(mut overlay) = changes.finish().unwrap() else { panic!() };
+    let hash = HashKeys::derive(&[3; 32]).key(&id(), &Kind::Document, &[1]);
+    let Fate::Becomes { start: None, patches } = overlay.fate(hash, &[1], at(1), false).unwrap() else { panic!() };
+    let error = overlay.apply(patches, b"body", None, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    // Another key with the same hash has not changed.
+    let mut maybe = vec![5];
+    overlay.may_hold(&[!hash, hash], &mut maybe);
+    assert_eq!(maybe, [1]);
+    assert_eq!(overlay.fate(hash, &[2], at(1), false).unwrap(), Fate::Kept);
+}
