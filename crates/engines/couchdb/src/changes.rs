@@ -12,6 +12,7 @@ use crate::read::{Attached, Read, Reader};
 use crate::rows::{self, Row};
 use crate::server::{ASKING, Database};
 use crate::source::CouchSource;
+use crate::wake::{Next, Wake};
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     AttachmentStore, Batch, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
@@ -24,8 +25,6 @@ use tokio::sync::mpsc::Sender;
 
 /// Items that may wait for whoever reads.
 const WAITING: usize = 4;
-/// The pause between rounds.
-const PAUSE: Duration = Duration::from_millis(700);
 /// Rows that are asked for at first, before it is known how much they come to.
 const PAGE_FIRST: usize = 200;
 /// Bytes that a page of rows should come to: whoever reads holds them until the next commit.
@@ -84,16 +83,23 @@ enum Round {
 
 impl Follower {
     async fn run(&mut self, until: Until) -> Result<()> {
+        let mut wake = Wake::new(self.source.server.clone());
+        let mut next = Next::All;
         loop {
-            let began = Instant::now();
-            match self.round().await? {
+            let round = match &next {
+                Next::All => self.round(&mut wake).await?,
+                Next::Some(names) => self.some(names, &mut wake).await?,
+                Next::Nothing => Round::Complete,
+            };
+            match round {
                 Round::Lost => return Ok(()),
                 Round::Complete => self.commit().await?,
             }
             if until == Until::Now {
                 return Ok(());
             }
-            tokio::time::sleep(PAUSE.saturating_sub(began.elapsed())).await;
+            wake.follow(self.places.databases.keys());
+            next = wake.next().await;
         }
     }
 
@@ -114,13 +120,31 @@ impl Follower {
         self.last
     }
 
+    /// Brings these databases up to where they stand at its beginning.
+    async fn some(&mut self, names: &BTreeSet<String>, wake: &mut Wake) -> Result<Round> {
+        let names: Vec<String> = names.iter().cloned().collect();
+        let databases = self.source.server.databases(&names).await?;
+        if databases.len() < names.len() {
+            // One is gone.
+            return self.round(wake).await;
+        }
+        for database in &databases {
+            if let Some(gap) = self.database(database, false).await? {
+                self.send(ChangeItem::Gap(gap)).await?;
+                return Ok(Round::Lost);
+            }
+        }
+        Ok(Round::Complete)
+    }
+
     /// Brings everything up to where the databases stand at its beginning.
-    async fn round(&mut self) -> Result<Round> {
+    async fn round(&mut self, wake: &mut Wake) -> Result<Round> {
         let databases = self.source.databases(&self.from.selection).await;
         let databases = match databases {
             Err(e) if e.kind() == model::ErrorKind::Missing => Vec::new(),
             other => other?,
         };
+        wake.found(databases.iter().filter(|database| self.has_changed(database)).map(|database| &*database.name));
         let there: BTreeSet<&str> = databases.iter().map(|d| &*d.name).collect();
         let gone: Vec<String> =
             self.places.databases.keys().filter(|name| !there.contains(&***name)).cloned().collect();
@@ -218,6 +242,13 @@ impl Follower {
             && self.places.databases.get(&now.name).is_some_and(|then| {
                 then.seq == now.info.seq() && then.purge == now.info.purge_seq() && then.id == now.id().as_str()
             })
+    }
+
+    /// Whether a database that is known has changes that were not read. Of a sequence only the number counts:
+    /// the rest tells which of a cluster's nodes have answered.
+    fn has_changed(&self, now: &Database) -> bool {
+        let then = self.places.databases.get(&now.name).filter(|then| then.id == now.id().as_str());
+        then.is_some_and(|then| number(&then.seq) < number(&now.info.seq()))
     }
 
     /// Looks at what has no sequence of databases that stand still: of several at once, as there may be many.

@@ -24,6 +24,7 @@ mod server;
 mod session;
 mod sink;
 mod source;
+mod wake;
 mod writer;
 
 pub use document::is_deletion;
