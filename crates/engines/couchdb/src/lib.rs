@@ -12,6 +12,7 @@ mod fetch;
 mod inline;
 mod leaf;
 mod members;
+mod past;
 mod place;
 pub mod plain;
 mod position;
