@@ -21,15 +21,19 @@ pub(crate) fn fits(contents: &[Content]) -> bool {
 }
 
 /// Adds the content to what an entry says.
-pub(crate) async fn add(about: Vec<u8>, mut content: AttachmentStream) -> Result<Vec<u8>> {
-    let mut all = Vec::new();
+pub(crate) async fn add(about: Vec<u8>, bytes: u64, mut content: AttachmentStream) -> Result<Vec<u8>> {
+    let mut all = Vec::with_capacity(bytes as usize);
     while let Some(piece) = content.next().await {
         all.extend_from_slice(&piece?);
     }
     let mut entry = about;
     entry.pop();
+    entry.reserve(all.len().div_ceil(3) * 4 + 16);
     entry.extend_from_slice(b",\"data\":\"");
-    entry.extend_from_slice(STANDARD.encode(&all).as_bytes());
+    let start = entry.len();
+    entry.resize(start + all.len().div_ceil(3) * 4, 0);
+    let written = STANDARD.encode_slice(&all, &mut entry[start..]);
+    entry.truncate(start + written.map_err(|e| Error::bug("there is no room for base64").caused_by(e))?);
     entry.extend_from_slice(b"\"}");
     Ok(entry)
 }

@@ -1,5 +1,6 @@
 //! CouchDB, PouchDB servers, Cloudant and FullSync as sources and sinks, with the dumps of their tools.
 
+mod answer;
 mod attach;
 mod changes;
 mod client;

@@ -314,7 +314,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::place::Place;
-    use std::io::Write;
+    use std::io::{BufRead, Write};
     use testkit::pouchdb::CouchServer;
     use testkit::proxy::Proxy;
 
@@ -429,6 +429,9 @@ mod tests {
         let url = format!("couchdb+http://{}/x", listener.local_addr().unwrap());
         std::thread::spawn(move || {
             let (mut client, _) = listener.accept().unwrap();
+            // Nobody is answered before they have asked.
+            let asked = std::io::BufReader::new(client.try_clone().unwrap());
+            asked.lines().map_while(Result::ok).find(String::is_empty);
             client.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
             while client.write_all(b"1\r\n\n\r\n").is_ok() {
                 std::thread::sleep(Duration::from_millis(200));
