@@ -1,6 +1,7 @@
 //! Following the databases of a server by their sequences.
 //!
-//! Each round asks all databases where they stand, and reads what has changed of those that have moved.
+//! Each round asks databases where they stand, and reads what has changed of those that have moved: those of
+//! which the server says that they have, and now and then all.
 //! The feed tells what a document is now, not what happened to it.
 
 use crate::error::unheard;
