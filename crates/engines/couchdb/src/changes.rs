@@ -19,7 +19,7 @@ use model::{
     AttachmentStore, Batch, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
     Following, Gap, Kind, Result, Until, limits,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::Sender;
@@ -30,8 +30,8 @@ const WAITING: usize = 4;
 const PAGE_FIRST: usize = 200;
 /// Bytes that a page of rows should come to: whoever reads holds them until the next commit.
 const PAGE_BYTES: usize = 4 << 20;
-/// How often settings and `_local` documents are looked at while following for ever: no sequence tells
-/// of their changes.
+/// How often settings and `_local` documents are looked at while following for ever, at most: no sequence
+/// tells of their changes.
 const EXTRAS: Duration = Duration::from_secs(30);
 
 pub(crate) async fn follow(
@@ -42,7 +42,8 @@ pub(crate) async fn follow(
 ) -> Result<ChangeStream> {
     let places = Places::read(&from.position)?;
     let (out, items) = tokio::sync::mpsc::channel(WAITING);
-    let mut follower = Follower { source, last: from.time, from, places, out: out.clone(), looked: None, store };
+    let mut follower =
+        Follower { source, last: from.time, from, places, out: out.clone(), looked: BTreeMap::new(), store };
     tokio::spawn(async move {
         let result = tokio::select! {
             result = follower.run(until) => result,
@@ -63,8 +64,8 @@ struct Follower {
     /// The time of the last change or commit.
     last: EngineTime,
     out: Sender<Result<ChangeItem>>,
-    /// When settings were last looked at.
-    looked: Option<Instant>,
+    /// When the settings of each database were last looked at.
+    looked: BTreeMap<String, Instant>,
     store: Arc<dyn AttachmentStore>,
 }
 
@@ -154,21 +155,31 @@ impl Follower {
             let time = self.tick();
             self.send(ChangeItem::Catalog { info: None, collection: CollectionId::new(&stand.id), time }).await?;
         }
-        let looks = self.looked.is_none_or(|at| at.elapsed() >= EXTRAS);
+        self.looked.retain(|name, _| there.contains(&**name));
+        let due = due(&self.looked, databases.iter().map(|database| &*database.name));
         let (still, moved): (Vec<_>, Vec<_>) = databases.iter().partition(|database| self.stands_still(database));
-        if looks {
-            self.look(&still).await?;
-        }
+        let still: Vec<_> = still.into_iter().filter(|database| due.contains(&database.name)).collect();
+        self.look(&still).await?;
         for database in moved {
-            if let Some(gap) = self.database(database, looks).await? {
+            if let Some(gap) = self.database(database, due.contains(&database.name)).await? {
                 self.send(ChangeItem::Gap(gap)).await?;
                 return Ok(Round::Lost);
             }
         }
-        if looks {
-            self.looked = Some(Instant::now());
-        }
+        self.looked.extend(due.into_iter().map(|name| (name, Instant::now())));
         Ok(Round::Complete)
+    }
+
+    /// do not keep changes waiting.
+    fn due(&self, databases: &[Database]) -> BTreeSet<String> {
+        if self.looked.is_empty() {
+            return databases.iter().map(|database| database.name.clone()).collect();
+        }
+        let mut due: Vec<(Option<&Instant>, &str)> =
+            databases.iter().map(|database| (self.looked.get(&database.name), &*database.name)).collect();
+        due.retain(|(looked, _)| looked.is_none_or(|at| at.elapsed() >= EXTRAS));
+        due.sort_unstable();
+        due.into_iter().take(ASKING).map(|(_, name)| name.to_owned()).collect()
     }
 
     /// Brings one database up to date; why that is not possible, if so.
@@ -351,6 +362,18 @@ impl Follower {
     }
 }
 
+/// The databases whose settings are to be looked at: at first all, later on a few at a time, so that many do
+/// not keep changes waiting.
+fn due<'a>(looked: &BTreeMap<String, Instant>, names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    if looked.is_empty() {
+        return names.map(str::to_owned).collect();
+    }
+    let mut due: Vec<_> = names.map(|name| (looked.get(name), name)).collect();
+    due.retain(|(looked, _)| looked.is_none_or(|at| at.elapsed() >= EXTRAS));
+    due.sort_unstable();
+    due.into_iter().take(ASKING).map(|(_, name)| name.to_owned()).collect()
+}
+
 /// Changes by what they are.
 struct Gathered([BatchBuilder; 5]);
 
@@ -387,5 +410,29 @@ impl Gathered {
 
     fn take(&mut self) -> Vec<Batch> {
         self.0.iter_mut().filter(|b| !b.is_empty()).map(BatchBuilder::take).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn settings_are_looked_at_by_turns() {
+        let names: Vec<String> = (0..100).map(|i| format!("d{i:02}")).collect();
+        let all = |looked: &BTreeMap<String, Instant>| due(looked, names.iter().map(|name| &**name));
+        assert_eq!(all(&BTreeMap::new()).len(), 100, "all at first");
+        let long_ago = Instant::now().checked_sub(EXTRAS).unwrap();
+        let mut looked: BTreeMap<_, _> = names[..99].iter().map(|name| (name.clone(), long_ago)).collect();
+        let mut seen = BTreeSet::new();
+        for round in 0..100_usize.div_ceil(ASKING) {
+            let some = all(&looked);
+            assert!(some.len() <= ASKING && (round > 0 || some.contains("d99")), "what is new comes first");
+            looked.extend(some.iter().map(|name| (name.clone(), Instant::now())));
+            seen.extend(some);
+        }
+        assert_eq!(seen.len(), 100);
+        assert_eq!(all(&looked).len(), 0, "and then none for a while");
     }
 }

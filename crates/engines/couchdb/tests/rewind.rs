@@ -205,7 +205,7 @@ async fn what_cannot_be_rewound_is_refused() {
 /// Several batches side by side, with attachments, while a client changes the same documents.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_are_brought_back_side_by_side() {
-    const MANY: usize = 4000;
+    const MANY: usize = 1500;
     let couch = CouchServer::shared();
     let [was, live] = [couch.database(), couch.database()];
     let document = |i: usize, by: &str| {
