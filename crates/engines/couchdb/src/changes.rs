@@ -170,18 +170,6 @@ impl Follower {
         Ok(Round::Complete)
     }
 
-    /// do not keep changes waiting.
-    fn due(&self, databases: &[Database]) -> BTreeSet<String> {
-        if self.looked.is_empty() {
-            return databases.iter().map(|database| database.name.clone()).collect();
-        }
-        let mut due: Vec<(Option<&Instant>, &str)> =
-            databases.iter().map(|database| (self.looked.get(&database.name), &*database.name)).collect();
-        due.retain(|(looked, _)| looked.is_none_or(|at| at.elapsed() >= EXTRAS));
-        due.sort_unstable();
-        due.into_iter().take(ASKING).map(|(_, name)| name.to_owned()).collect()
-    }
-
     /// Brings one database up to date; why that is not possible, if so.
     async fn database(&mut self, database: &Database, looks: bool) -> Result<Option<Gap>> {
         let name = &database.name;
