@@ -1,6 +1,7 @@
 //! Following the databases of a server by their sequences.
 //!
-//! Each round asks all databases where they stand, and reads what has changed of those that have moved.
+//! Each round asks databases where they stand, and reads what has changed of those that have moved: those of
+//! which the server says that they have, and now and then all.
 //! The feed tells what a document is now, not what happened to it.
 
 use crate::error::unheard;
@@ -12,26 +13,25 @@ use crate::read::{Attached, Read, Reader};
 use crate::rows::{self, Row};
 use crate::server::{ASKING, Database};
 use crate::source::CouchSource;
+use crate::wake::{Next, Wake};
 use futures::{StreamExt, TryStreamExt, stream};
 use model::{
     AttachmentStore, Batch, BatchBuilder, ChangeBatch, ChangeItem, ChangeStream, CollectionId, Encoding, EngineTime,
     Following, Gap, Kind, Result, Until, limits,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::Sender;
 
 /// Items that may wait for whoever reads.
 const WAITING: usize = 4;
-/// The pause between rounds.
-const PAUSE: Duration = Duration::from_millis(700);
 /// Rows that are asked for at first, before it is known how much they come to.
 const PAGE_FIRST: usize = 200;
 /// Bytes that a page of rows should come to: whoever reads holds them until the next commit.
 const PAGE_BYTES: usize = 4 << 20;
-/// How often settings and `_local` documents are looked at while following for ever: no sequence tells
-/// of their changes.
+/// How often settings and `_local` documents are looked at while following for ever, at most: no sequence
+/// tells of their changes.
 const EXTRAS: Duration = Duration::from_secs(30);
 
 pub(crate) async fn follow(
@@ -42,7 +42,8 @@ pub(crate) async fn follow(
 ) -> Result<ChangeStream> {
     let places = Places::read(&from.position)?;
     let (out, items) = tokio::sync::mpsc::channel(WAITING);
-    let mut follower = Follower { source, last: from.time, from, places, out: out.clone(), looked: None, store };
+    let mut follower =
+        Follower { source, last: from.time, from, places, out: out.clone(), looked: BTreeMap::new(), store };
     tokio::spawn(async move {
         let result = tokio::select! {
             result = follower.run(until) => result,
@@ -63,8 +64,8 @@ struct Follower {
     /// The time of the last change or commit.
     last: EngineTime,
     out: Sender<Result<ChangeItem>>,
-    /// When settings were last looked at.
-    looked: Option<Instant>,
+    /// When the settings of each database were last looked at.
+    looked: BTreeMap<String, Instant>,
     store: Arc<dyn AttachmentStore>,
 }
 
@@ -84,16 +85,23 @@ enum Round {
 
 impl Follower {
     async fn run(&mut self, until: Until) -> Result<()> {
+        let mut wake = Wake::new(self.source.server.clone());
+        let mut next = Next::All;
         loop {
-            let began = Instant::now();
-            match self.round().await? {
+            let round = match &next {
+                Next::All => self.round(&mut wake).await?,
+                Next::Some(names) => self.some(names, &mut wake).await?,
+                Next::Nothing => Round::Complete,
+            };
+            match round {
                 Round::Lost => return Ok(()),
                 Round::Complete => self.commit().await?,
             }
             if until == Until::Now {
                 return Ok(());
             }
-            tokio::time::sleep(PAUSE.saturating_sub(began.elapsed())).await;
+            wake.follow(self.places.databases.keys());
+            next = wake.next().await;
         }
     }
 
@@ -114,13 +122,31 @@ impl Follower {
         self.last
     }
 
+    /// Brings these databases up to where they stand at its beginning.
+    async fn some(&mut self, names: &BTreeSet<String>, wake: &mut Wake) -> Result<Round> {
+        let names: Vec<String> = names.iter().cloned().collect();
+        let databases = self.source.server.databases(&names).await?;
+        if databases.len() < names.len() {
+            // One is gone.
+            return self.round(wake).await;
+        }
+        for database in &databases {
+            if let Some(gap) = self.database(database, false).await? {
+                self.send(ChangeItem::Gap(gap)).await?;
+                return Ok(Round::Lost);
+            }
+        }
+        Ok(Round::Complete)
+    }
+
     /// Brings everything up to where the databases stand at its beginning.
-    async fn round(&mut self) -> Result<Round> {
+    async fn round(&mut self, wake: &mut Wake) -> Result<Round> {
         let databases = self.source.databases(&self.from.selection).await;
         let databases = match databases {
             Err(e) if e.kind() == model::ErrorKind::Missing => Vec::new(),
             other => other?,
         };
+        wake.found(databases.iter().filter(|database| self.has_changed(database)).map(|database| &*database.name));
         let there: BTreeSet<&str> = databases.iter().map(|d| &*d.name).collect();
         let gone: Vec<String> =
             self.places.databases.keys().filter(|name| !there.contains(&***name)).cloned().collect();
@@ -129,20 +155,18 @@ impl Follower {
             let time = self.tick();
             self.send(ChangeItem::Catalog { info: None, collection: CollectionId::new(&stand.id), time }).await?;
         }
-        let looks = self.looked.is_none_or(|at| at.elapsed() >= EXTRAS);
+        self.looked.retain(|name, _| there.contains(&**name));
+        let due = due(&self.looked, databases.iter().map(|database| &*database.name));
         let (still, moved): (Vec<_>, Vec<_>) = databases.iter().partition(|database| self.stands_still(database));
-        if looks {
-            self.look(&still).await?;
-        }
+        let still: Vec<_> = still.into_iter().filter(|database| due.contains(&database.name)).collect();
+        self.look(&still).await?;
         for database in moved {
-            if let Some(gap) = self.database(database, looks).await? {
+            if let Some(gap) = self.database(database, due.contains(&database.name)).await? {
                 self.send(ChangeItem::Gap(gap)).await?;
                 return Ok(Round::Lost);
             }
         }
-        if looks {
-            self.looked = Some(Instant::now());
-        }
+        self.looked.extend(due.into_iter().map(|name| (name, Instant::now())));
         Ok(Round::Complete)
     }
 
@@ -218,6 +242,13 @@ impl Follower {
             && self.places.databases.get(&now.name).is_some_and(|then| {
                 then.seq == now.info.seq() && then.purge == now.info.purge_seq() && then.id == now.id().as_str()
             })
+    }
+
+    /// Whether a database that is known has changes that were not read. Of a sequence only the number counts:
+    /// the rest tells which of a cluster's nodes have answered.
+    fn has_changed(&self, now: &Database) -> bool {
+        let then = self.places.databases.get(&now.name).filter(|then| then.id == now.id().as_str());
+        then.is_some_and(|then| number(&then.seq) < number(&now.info.seq()))
     }
 
     /// Looks at what has no sequence of databases that stand still: of several at once, as there may be many.
@@ -319,6 +350,18 @@ impl Follower {
     }
 }
 
+/// The databases whose settings are to be looked at: at first all, later on a few at a time, so that many do
+/// not keep changes waiting.
+fn due<'a>(looked: &BTreeMap<String, Instant>, names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    if looked.is_empty() {
+        return names.map(str::to_owned).collect();
+    }
+    let mut due: Vec<_> = names.map(|name| (looked.get(name), name)).collect();
+    due.retain(|(looked, _)| looked.is_none_or(|at| at.elapsed() >= EXTRAS));
+    due.sort_unstable();
+    due.into_iter().take(ASKING).map(|(_, name)| name.to_owned()).collect()
+}
+
 /// Changes by what they are.
 struct Gathered([BatchBuilder; 5]);
 
@@ -355,5 +398,29 @@ impl Gathered {
 
     fn take(&mut self) -> Vec<Batch> {
         self.0.iter_mut().filter(|b| !b.is_empty()).map(BatchBuilder::take).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn settings_are_looked_at_by_turns() {
+        let names: Vec<String> = (0..100).map(|i| format!("d{i:02}")).collect();
+        let all = |looked: &BTreeMap<String, Instant>| due(looked, names.iter().map(|name| &**name));
+        assert_eq!(all(&BTreeMap::new()).len(), 100, "all at first");
+        let long_ago = Instant::now().checked_sub(EXTRAS).unwrap();
+        let mut looked: BTreeMap<_, _> = names[..99].iter().map(|name| (name.clone(), long_ago)).collect();
+        let mut seen = BTreeSet::new();
+        for round in 0..100_usize.div_ceil(ASKING) {
+            let some = all(&looked);
+            assert!(some.len() <= ASKING && (round > 0 || some.contains("d99")), "what is new comes first");
+            looked.extend(some.iter().map(|name| (name.clone(), Instant::now())));
+            seen.extend(some);
+        }
+        assert_eq!(seen.len(), 100);
+        assert_eq!(all(&looked).len(), 0, "and then none for a while");
     }
 }

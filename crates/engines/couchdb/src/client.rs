@@ -30,11 +30,13 @@ pub(crate) struct Request {
     pub body: Option<Bytes>,
     pub accept: Option<&'static str>,
     pub gzip: bool,
+    /// Bytes that the answer may have: room for so much is made at once.
+    pub expects: usize,
 }
 
 impl Request {
     pub fn new(method: Method, path: impl Into<String>) -> Request {
-        Request { method, path: path.into(), body: None, accept: None, gzip: false }
+        Request { method, path: path.into(), body: None, accept: None, gzip: false, expects: 0 }
     }
 
     pub fn get(path: impl Into<String>) -> Request {
@@ -139,14 +141,14 @@ impl Client {
     pub async fn bytes(&self, request: &Request, limit: usize) -> Result<Bytes> {
         self.with_retries(|| async {
             let response = self.once(self.build(request).map_err(Failure::from)?).await?;
-            self.collect(response, limit).await
+            self.collect(response, request.expects, limit).await
         })
         .await
     }
 
-    async fn collect(&self, response: Response, limit: usize) -> Result<Bytes, Failure> {
+    async fn collect(&self, response: Response, expects: usize, limit: usize) -> Result<Bytes, Failure> {
         let mut stream = response.bytes_stream();
-        let mut all = BytesMut::new();
+        let mut all = BytesMut::with_capacity(expects.min(EXPECTS_MAX).min(limit));
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|e| Failure::passing(self.transport(&e), None))?;
             if all.len() + piece.len() > limit {
@@ -166,7 +168,7 @@ impl Client {
     ) -> Result<T> {
         self.with_retries(|| async {
             let response = self.once(self.build(request).map_err(Failure::from)?).await?;
-            let bytes = self.collect(response, limit).await?;
+            let bytes = self.collect(response, request.expects, limit).await?;
             read(&bytes).map_err(|e| Failure::passing(garbled(&request.path, &e), None))
         })
         .await
@@ -223,6 +225,9 @@ impl Client {
 
 /// The largest answer that is held in memory as a whole, unless told otherwise.
 pub(crate) const ANSWER_MAX: usize = 64 << 20;
+
+/// The room that is made for an answer before it comes, at most.
+const EXPECTS_MAX: usize = 2 << 20;
 
 /// A try that failed.
 #[derive(Debug)]

@@ -1,14 +1,13 @@
 //! Fetching documents with all their leaves, many at once.
 
+use crate::answer::{self, Spot};
 use crate::client::{Client, Request, document_path, segment, too_large};
 use crate::leaf::Leaf;
-use crate::members::{Text, quoted};
+use crate::members::quoted;
 use crate::rows::Row;
 use bytes::Bytes;
 use model::{Error, ErrorKind, Result};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -39,12 +38,17 @@ impl Default for Pace {
 impl Pace {
     /// How many documents to ask for.
     pub fn count(&self) -> usize {
-        (ANSWER / self.bytes.load(Ordering::Relaxed).max(1)).clamp(1, TOGETHER)
+        (ANSWER / self.bytes().max(1)).clamp(1, TOGETHER)
+    }
+
+    /// Bytes that a document has, as far as is known.
+    fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn learn(&self, documents: usize, bytes: usize) {
         let now = bytes / documents.max(1);
-        let before = self.bytes.load(Ordering::Relaxed);
+        let before = self.bytes();
         self.bytes.store((before * 3 + now) / 4, Ordering::Relaxed);
     }
 }
@@ -54,30 +58,65 @@ impl Pace {
 pub(crate) struct Fetched {
     /// The server's answers, which hold the leaves' texts.
     answers: Vec<Bytes>,
-    /// For each document that was asked for: which answer, and where in it each leaf is.
-    places: Vec<Vec<(usize, usize, usize)>>,
+    /// Which answer, and where in it each leaf is: those of one document side by side.
+    places: Vec<(usize, Spot)>,
+    /// For each document that was asked for, which of these are its own.
+    own: Vec<Range<usize>>,
 }
 
 impl Fetched {
+    fn new(documents: usize) -> Fetched {
+        Fetched { answers: Vec::new(), places: Vec::new(), own: vec![0..0; documents] }
+    }
+
+    /// Takes what an answer says of the documents from this number on.
+    fn take(&mut self, from: usize, answer: Bytes, mut found: Vec<(usize, Spot)>) {
+        // As they mostly are.
+        found.sort_by_key(|(number, _)| *number);
+        for (number, spot) in found {
+            let (own, next) = (&mut self.own[from + number], self.places.len());
+            *own = if own.start == own.end { next..next + 1 } else { own.start..next + 1 };
+            self.places.push((self.answers.len(), spot));
+        }
+        self.answers.push(answer);
+    }
+
     /// Takes all leaves of one document as they are now.
     async fn open(&mut self, client: &Client, database: &str, id: &str, i: usize) -> Result<()> {
         let bytes = open(client, database, id).await?;
-        let number = self.answers.len();
-        self.places[i] = opened(&bytes)?.into_iter().map(|(s, e)| (number, s, e)).collect();
-        self.answers.push(bytes);
+        let found = answer::one(&bytes).map_err(|e| crate::client::garbled("open_revs", &e))?;
+        let found = found.into_iter().map(|(start, end)| (0, Spot { start, end, is_plain: false })).collect();
+        self.own[i] = 0..0;
+        self.take(i, bytes, found);
         Ok(())
     }
 
+    fn spots(&self, i: usize) -> &[(usize, Spot)] {
+        &self.places[self.own[i].clone()]
+    }
+
+    fn text(&self, place: &(usize, Spot)) -> &[u8] {
+        &self.answers[place.0][place.1.start..place.1.end]
+    }
+
     fn texts(&self, i: usize) -> Vec<&[u8]> {
-        let mut texts: Vec<_> = self.places[i].iter().map(|(answer, s, e)| &self.answers[*answer][*s..*e]).collect();
+        let mut texts: Vec<_> = self.spots(i).iter().map(|place| self.text(place)).collect();
         texts.sort_unstable();
         texts
     }
 
     /// Whether a document may have attachments: a text that only looks so costs a request.
     fn has_attachments(&self, i: usize) -> bool {
-        let mut texts = self.places[i].iter().map(|(answer, s, e)| &self.answers[*answer][*s..*e]);
-        texts.any(|text| contains(text, b"\"_attachments\":"))
+        let mut close = self.spots(i).iter().filter(|place| !place.1.is_plain);
+        close.any(|place| contains(self.text(place), b"\"_attachments\":"))
+    }
+
+    /// The text of the document that was asked for as number `i`, if there is nothing more to know of it.
+    pub fn plain(&self, i: usize) -> Option<&[u8]> {
+        match self.spots(i) {
+            [only] if only.1.is_plain => Some(self.text(only)),
+            _ => None,
+        }
     }
 
     /// Whether the answer to many questions says as much of a document's attachments as that to a single
@@ -86,7 +125,7 @@ impl Fetched {
         if let Some(tells) = pace.tells.get() {
             return Ok(*tells);
         }
-        let mut alone = Fetched { answers: Vec::new(), places: vec![Vec::new()] };
+        let mut alone = Fetched::new(1);
         alone.open(client, database, &row.id, 0).await?;
         let (here, there) = (self.texts(i), alone.texts(0));
         if there.iter().any(|text| contains(text, b"\"encoding\":")) {
@@ -98,7 +137,7 @@ impl Fetched {
 
     /// The leaves of the document that was asked for as number `i`; none if it is gone.
     pub fn leaves(&self, i: usize, without: bool) -> Result<Vec<Leaf<'_>>> {
-        let texts = self.places[i].iter().map(|(answer, start, end)| &self.answers[*answer][*start..*end]);
+        let texts = self.spots(i).iter().map(|place| self.text(place));
         texts
             .map(|text| {
                 let text =
@@ -113,29 +152,9 @@ fn contains(text: &[u8], piece: &[u8]) -> bool {
     memchr::memmem::find(text, piece).is_some()
 }
 
-#[derive(Deserialize)]
-struct Answer<'a> {
-    #[serde(borrow)]
-    results: Vec<OneId<'a>>,
-}
-
-#[derive(Deserialize)]
-struct OneId<'a> {
-    #[serde(borrow)]
-    id: Text<'a>,
-    #[serde(borrow)]
-    docs: Vec<OneRev<'a>>,
-}
-
-#[derive(Deserialize)]
-struct OneRev<'a> {
-    #[serde(borrow, default)]
-    ok: Option<&'a RawValue>,
-}
-
 /// Fetches all leaves of documents.
 pub(crate) async fn fetch(client: &Client, database: &str, rows: &[Row], pace: &Pace) -> Result<Fetched> {
-    let mut all = Fetched { answers: Vec::new(), places: vec![Vec::new(); rows.len()] };
+    let mut all = Fetched::new(rows.len());
     let mut waiting: Vec<(usize, usize)> = if rows.is_empty() { vec![] } else { vec![(0, rows.len())] };
     while let Some((from, to)) = waiting.pop() {
         let some = &rows[from..to];
@@ -145,21 +164,17 @@ pub(crate) async fn fetch(client: &Client, database: &str, rows: &[Row], pace: &
         }
         let limit = if some.len() == 1 { ANSWER_ONE } else { ANSWER_SPLIT };
         let path = format!("{}/_bulk_get?revs=true&att_encoding_info=true", segment(database));
-        let request = Request::post(path, question(some));
+        let request = Request { expects: some.len() * pace.bytes() * 5 / 4, ..Request::post(path, question(some)) };
         let answer = client
             .json(&request, limit, |bytes| {
-                let found = found(bytes, some)?;
+                let found = answer::read(bytes, some)?;
                 Ok((bytes.clone(), found))
             })
             .await;
         match answer {
             Ok((bytes, found)) => {
                 pace.learn(some.len(), bytes.len());
-                let number = all.answers.len();
-                for (i, places) in found.into_iter().enumerate() {
-                    all.places[from + i] = places.into_iter().map(|(s, e)| (number, s, e)).collect();
-                }
-                all.answers.push(bytes);
+                all.take(from, bytes, found);
             }
             Err(e) if some.len() > 1 && e.to_string() == too_large(limit).to_string() => {
                 let middle = from + some.len() / 2;
@@ -170,7 +185,7 @@ pub(crate) async fn fetch(client: &Client, database: &str, rows: &[Row], pace: &
     }
     // A leaf that has gone since the row came: the document has others now, or none.
     for (i, row) in rows.iter().enumerate() {
-        let is_old = all.places[i].len() != row.revs.len() || row.revs.is_empty();
+        let is_old = all.own[i].len() != row.revs.len() || row.revs.is_empty();
         if is_old || (all.has_attachments(i) && !all.tells_all(client, database, row, i, pace).await?) {
             all.open(client, database, &row.id, i).await?;
         }
@@ -196,38 +211,6 @@ fn question(rows: &[Row]) -> Vec<u8> {
     out
 }
 
-/// Where a piece of a text stands in it.
-fn place(whole: &[u8], piece: &str) -> (usize, usize) {
-    let start = piece.as_ptr() as usize - whole.as_ptr() as usize;
-    (start, start + piece.len())
-}
-
-fn found(bytes: &[u8], rows: &[Row]) -> serde_json::Result<Vec<Vec<(usize, usize)>>> {
-    let answer: Answer<'_> = serde_json::from_slice(bytes)?;
-    let mut all = vec![Vec::new(); rows.len()];
-    let mut numbers: Option<HashMap<&str, usize>> = None;
-    let mut at = 0;
-    for one in answer.results {
-        // Answers come in the order of the questions; if not, they are looked up.
-        while at < rows.len() && rows[at].id != one.id.0 && all[at].len() == rows[at].revs.len() {
-            at += 1;
-        }
-        let number = match rows.get(at).filter(|row| row.id == one.id.0) {
-            Some(_) => at,
-            None => {
-                let numbers =
-                    numbers.get_or_insert_with(|| rows.iter().enumerate().map(|(i, r)| (&*r.id, i)).collect());
-                match numbers.get(&*one.id.0) {
-                    Some(number) => *number,
-                    None => continue,
-                }
-            }
-        };
-        all[number].extend(one.docs.iter().filter_map(|d| d.ok).map(|ok| place(bytes, ok.get())));
-    }
-    Ok(all)
-}
-
 /// All leaves of one document as they are now.
 async fn open(client: &Client, database: &str, id: &str) -> Result<Bytes> {
     let Some(path) = document_path(database, id) else {
@@ -241,15 +224,4 @@ async fn open(client: &Client, database: &str, id: &str) -> Result<Bytes> {
         Err(e) if e.kind() == ErrorKind::Missing => Ok(Bytes::from_static(b"[]")),
         other => other,
     }
-}
-
-fn opened(bytes: &[u8]) -> Result<Vec<(usize, usize)>> {
-    let bad = |e: serde_json::Error| crate::client::garbled("open_revs", &e);
-    let revs: Vec<OneRev<'_>> = match bytes.first() {
-        Some(b'{') => {
-            serde_json::from_slice::<Answer<'_>>(bytes).map_err(bad)?.results.into_iter().flat_map(|r| r.docs).collect()
-        }
-        _ => serde_json::from_slice(bytes).map_err(bad)?,
-    };
-    Ok(revs.iter().filter_map(|d| d.ok).map(|ok| place(bytes, ok.get())).collect())
 }

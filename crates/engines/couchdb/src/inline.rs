@@ -5,7 +5,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use model::{AttachmentStream, Error, Kind, Result};
-use std::io::Write;
 
 /// Bytes of all attachments of one document up to which they are part of an entry (4 MiB): the change
 /// log has no other place for them, and memory holds a few of these.
@@ -22,17 +21,19 @@ pub(crate) fn fits(contents: &[Content]) -> bool {
 }
 
 /// Adds the content to what an entry says.
-pub(crate) async fn add(about: Vec<u8>, mut content: AttachmentStream) -> Result<Vec<u8>> {
+pub(crate) async fn add(about: Vec<u8>, bytes: u64, mut content: AttachmentStream) -> Result<Vec<u8>> {
+    let mut all = Vec::with_capacity(bytes as usize);
+    while let Some(piece) = content.next().await {
+        all.extend_from_slice(&piece?);
+    }
     let mut entry = about;
     entry.pop();
+    entry.reserve(all.len().div_ceil(3) * 4 + 16);
     entry.extend_from_slice(b",\"data\":\"");
-    let mut encoder = base64::write::EncoderWriter::new(&mut entry, &STANDARD);
-    let failed = |e: std::io::Error| Error::bug("a content was not encoded").caused_by(e);
-    while let Some(piece) = content.next().await {
-        encoder.write_all(&piece?).map_err(failed)?;
-    }
-    encoder.finish().map_err(failed)?;
-    drop(encoder);
+    let start = entry.len();
+    entry.resize(start + all.len().div_ceil(3) * 4, 0);
+    let written = STANDARD.encode_slice(&all, &mut entry[start..]);
+    entry.truncate(start + written.map_err(|e| Error::bug("there is no room for base64").caused_by(e))?);
     entry.extend_from_slice(b"\"}");
     Ok(entry)
 }

@@ -112,7 +112,8 @@ fn is_in_order(members: &Members<'_>) -> bool {
     !users.iter().any(|(name, _)| is_servers(name))
 }
 
-fn is_servers(name: &str) -> bool {
+/// Whether a member is one of the server's own that have their place.
+pub(crate) fn is_servers(name: &str) -> bool {
     matches!(name, "_id" | "_rev" | "_deleted" | "_revisions" | "_attachments")
 }
 

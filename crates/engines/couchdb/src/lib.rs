@@ -1,5 +1,6 @@
 //! CouchDB, PouchDB servers, Cloudant and FullSync as sources and sinks, with the dumps of their tools.
 
+mod answer;
 mod attach;
 mod changes;
 mod client;
@@ -12,6 +13,7 @@ mod fetch;
 mod inline;
 mod leaf;
 mod members;
+mod past;
 mod place;
 pub mod plain;
 mod position;
@@ -24,6 +26,7 @@ mod server;
 mod session;
 mod sink;
 mod source;
+mod wake;
 mod writer;
 
 pub use document::is_deletion;

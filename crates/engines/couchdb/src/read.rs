@@ -154,6 +154,11 @@ impl Reader {
 
     /// One document of those fetched; large content is put into the store if that is wanted.
     pub async fn read_one<'a>(&self, fetched: &'a Fetched, i: usize, row: &Row, stores: bool) -> Result<Read<'a>> {
+        if let Some(text) = fetched.plain(i)
+            && text.len() + 2 <= limits::DOCUMENT_MAX
+        {
+            return Ok(Read { body: Some(Cow::Borrowed(text)), attached: Attached::None });
+        }
         let mut leaves = fetched.leaves(i, self.selection.no_attachments)?;
         if let Some(other) = leaves.iter().find(|leaf| leaf.id != row.id) {
             return Err(Error::corrupt(format!(
@@ -185,9 +190,10 @@ impl Reader {
         if !fits && !stores {
             return Ok(Attached::TooLarge);
         }
+        let bytes = contents.iter().map(|c| c.bytes).sum();
         let content = content::stream_of(self.client(), &self.database, leaves, contents);
         if fits {
-            return Ok(Attached::Inline(inline::add(about, content).await?));
+            return Ok(Attached::Inline(inline::add(about, bytes, content).await?));
         }
         // Its digests and revisions are part of what is said of it.
         let content = match self.store.known(&self.collection, leaves[0].id.as_bytes(), &about).await? {

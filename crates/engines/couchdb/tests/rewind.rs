@@ -201,3 +201,63 @@ async fn what_cannot_be_rewound_is_refused() {
     assert!(error.to_string().contains("refuses document a"), "{error}");
     assert!(error.hint_text().unwrap().contains("validate_doc_update"));
 }
+
+/// Several batches side by side, with attachments, while a client changes the same documents.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_are_brought_back_side_by_side() {
+    const MANY: usize = 1500;
+    let couch = CouchServer::shared();
+    let [was, live] = [couch.database(), couch.database()];
+    let document = |i: usize, by: &str| {
+        let file = (i % 50 == 7).then(|| {
+            let data = "QUFB".repeat(if i == 57 { 2 << 20 } else { i });
+            format!(r#","_attachments":{{"f":{{"content_type":"x/y","data":"{data}"}}}}"#)
+        });
+        let text = "some text ".repeat(50);
+        leaf(&format!("d{i}"), &["1"], &format!(r#""by":"{by}","text":"{text}"{}"#, file.unwrap_or_default()))
+    };
+    for from in (0..MANY).step_by(500) {
+        couch.put_all(&was, &(from..from + 500).map(|i| document(i, "us")).collect::<Vec<_>>());
+        // A third is as it was, a third says something else, a third is not there.
+        let theirs = |i: usize| leaf(&format!("d{i}"), &["x", "1"], r#""by":"them""#);
+        let others: Vec<String> = (from..from + 500)
+            .filter(|i| i % 3 > 0)
+            .map(|i| if i % 3 == 1 { document(i, "us") } else { theirs(i) })
+            .collect();
+        couch.put_all(&live, &others);
+        couch.put_all(&live, &(from..from + 500).map(|i| leaf(&format!("new{i}"), &["1"], "")).collect::<Vec<_>>());
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let client = std::thread::spawn({
+        let (couch, live, over) = (couch.clone(), live.clone(), over.clone());
+        move || {
+            let mut written = 0;
+            while !over.load(Ordering::SeqCst) {
+                // Overtaken itself, it goes on.
+                let id = format!("d{}", (written * 37) % MANY);
+                let (status, now) = couch.ask("GET", &format!("/{live}/{id}"), "");
+                let rev = (status == 200).then(|| serde_json::from_str::<Value>(&now).unwrap()["_rev"].to_string());
+                let rev = rev.map(|rev| format!("\"_rev\":{rev},")).unwrap_or_default();
+                couch.ask("PUT", &format!("/{live}/{id}"), &format!(r#"{{{rev}"by":"a client"}}"#));
+                written += 1;
+            }
+            written
+        }
+    });
+    let there = sink(&couch, &live);
+    let first = restore(&source(&couch, &was), &there, &anew()).await;
+    over.store(true, Ordering::SeqCst);
+    assert!(client.join().unwrap() > 0);
+    first.unwrap();
+    // What the client wrote afterwards is all that is left to do.
+    restore(&source(&couch, &was), &there, &anew()).await.unwrap();
+    let (found, expected) = (winners(&couch, &live), winners(&couch, &was));
+    assert_eq!(found.len(), MANY);
+    assert!(found == expected);
+    let report = restore(&source(&couch, &was), &there, &anew()).await.unwrap();
+    let line = report.notes.iter().find(|n| n.starts_with(&live)).unwrap();
+    assert!(
+        line.contains(&format!("0 documents changed by a new revision, 0 deleted by one, {MANY} left alone")),
+        "{line}"
+    );
+}

@@ -279,7 +279,7 @@ impl<'a> Giver<'a> {
                 document.contents.iter().filter_map(|c| bytes.remove(c)).map(|b| Ok(b.into())).collect();
             let content = stream::iter(pieces).boxed();
             match inline::fits(&document.contents) {
-                true => inlined.push(key, &self.handle.block_on(inline::add(entry, content))?),
+                true => inlined.push(key, &self.handle.block_on(inline::add(entry, 0, content))?),
                 false => {
                     let reference = self.handle.block_on(self.store.put(content))?;
                     stored.push_attachment(key, &entry, reference);
