@@ -1,8 +1,10 @@
 //! From items of a dump to batches: one builder for each collection and kind.
 
+use crate::catalog::RANGES;
 use crate::dump::{Event, Item, Reader, parse};
 use crate::keys::{self, lower};
 use crate::metadata::{Attached, Metadata};
+use crate::ranges::Ranges;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use model::limits::{BATCH, BATCH_DOCUMENTS};
@@ -276,6 +278,9 @@ impl Gather {
             return Ok(());
         }
         let key = keys::of_item(body)?;
+        if self.newer.as_ref().is_some_and(|newer| newer.ranges.have_deleted(&key, blob)) {
+            return Ok(());
+        }
         let open = body.strip_suffix(b"}").unwrap_or(body);
         let whole = [open, b",\"@raven-blob\":\"", STANDARD.encode(blob).as_bytes(), b"\"}"].concat();
         let name = self.name(&collection);
@@ -307,6 +312,13 @@ impl Gather {
     }
 
     fn of_database(&mut self, section: &str, key: &str, body: &[u8]) -> Result<()> {
+        // A state says what there is, not what was deleted.
+        if section == RANGES {
+            return match &mut self.newer {
+                Some(newer) => newer.ranges.add(body),
+                None => Ok(()),
+            };
+        }
         if section == "CompareExchangeTombstones" {
             if let Some(newer) = &mut self.newer {
                 newer.is_first("CompareExchange", key);
@@ -410,12 +422,14 @@ pub(crate) struct Newer {
     now: HashSet<u128>,
     files: u32,
     is_last: bool,
+    ranges: Ranges,
 }
 
 impl Newer {
     /// An older file begins; `is_last` if there is none older than it.
     pub fn begin(&mut self, is_last: bool) {
         self.seen.extend(self.now.drain());
+        self.ranges.begin();
         self.files += 1;
         self.is_last = is_last;
     }

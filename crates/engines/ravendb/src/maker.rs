@@ -2,6 +2,7 @@
 //! of attachments before the documents that name it, counters and time series after their documents,
 //! settings last. What comes too early waits in encrypted temporary files without a name.
 
+use crate::catalog::{RANGES, is_known};
 use crate::choice::Choice;
 use crate::dump::{Compressor, Writer, attachment_head, parse};
 use crate::gather::{Entry, hash_bytes};
@@ -53,6 +54,8 @@ pub(crate) struct Maker<O> {
     pub settings_first: bool,
     /// Keys of subscriptions that are left as they are.
     pub kept: HashSet<Vec<u8>>,
+    /// Whether sections that nobody knows are refused: a server would pass them by without a word.
+    pub refuses_unknown: bool,
     /// Which kinds of things come.
     pub choice: Choice,
     pub report: RestoreReport,
@@ -73,6 +76,7 @@ impl<O: Output> Maker<O> {
             record: None,
             settings_first: false,
             kept: HashSet::new(),
+            refuses_unknown: false,
             choice: Choice::default(),
             report: RestoreReport::default(),
         })
@@ -91,6 +95,16 @@ impl<O: Output> Maker<O> {
                 .ok_or_else(|| Error::unsupported(format!("RavenDB has nothing of the kind {kind:?}")))?
                 .to_owned(),
         };
+        // Deletions, as tombstones are.
+        if section == RANGES {
+            return Ok(());
+        }
+        if self.refuses_unknown && !is_known(&section) {
+            return Err(Error::unsupported(format!(
+                "the backup holds {section}, which this version of Rewound does not know, and cannot restore"
+            ))
+            .hint("a newer version may; all else is restored with --without-kinds unknown, and a dump made by `rewound copy` holds it as it came"));
+        }
         for i in 0..batch.len() {
             if section == "Subscriptions" && self.kept.contains(batch.key_of(i)) {
                 continue;
