@@ -23,11 +23,12 @@ fn values(db: &Database, id: &str, name: &str) -> serde_json::Value {
     serde_json::from_slice::<serde_json::Value>(&answer).unwrap()["Entries"].clone()
 }
 
-/// Compares a database with what was made of it.
-fn same(db: &Database, into: &Database, but: &[&str]) {
+/// Compares a database with what was made of it. Servers count segments of time series without any value
+/// as long as they have them, but not those that are imported.
+fn same(db: &Database, into: &Database) {
     let counts = |db: &Database| {
         let all = db.counts().into_iter();
-        all.filter(|(name, _)| !but.iter().any(|b| name.contains(b))).collect::<Vec<_>>()
+        all.filter(|(name, _)| *name != "CountOfTimeSeriesSegments").collect::<Vec<_>>()
     };
     assert_eq!(counts(db), counts(into));
     assert_eq!(db.documents(), into.documents());
@@ -81,7 +82,7 @@ fn everything(version: &str) {
     let backup = |what: &str| {
         db.clean_tombstones();
         let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
-        same(&db, &restored(&host, &server), &[]);
+        same(&db, &restored(&host, &server));
         let mode = ran.summary()["mode"].as_str().unwrap().to_owned();
         println!("{version}: {what}: {mode}");
         mode
@@ -110,16 +111,16 @@ fn everything(version: &str) {
     assert!(!full.out.contains("mismatch"), "{}", full.out);
     native.run(false);
     let folder = native.files()[0].parent().unwrap().display().to_string();
-    same(&db, &imported(&host, &server, &folder), &[]);
+    same(&db, &imported(&host, &server, &folder));
 
     // Our dump goes into the server, and the server's own into another database.
     host.read(&["copy", "v", "ravendbdump:ours.ravendbdump"]).ends(0);
-    same(&db, &imported(&host, &server, "ours.ravendbdump"), &[]);
+    same(&db, &imported(&host, &server, "ours.ravendbdump"));
     host.write("theirs.ravendbdump", db.done("POST", "/smuggler/export", b"{}"));
-    same(&db, &imported(&host, &server, "theirs.ravendbdump"), &[]);
+    same(&db, &imported(&host, &server, "theirs.ravendbdump"));
 
     live(&host, &db, &url);
-    same(&db, &restored(&host, &server), &[]);
+    same(&db, &restored(&host, &server));
 
     let (before, documents) = (db.counts(), db.documents());
     db.delete("orders/20");
@@ -150,6 +151,11 @@ fn live(host: &Host, db: &Database, url: &str) {
     });
     assert!(std::process::Command::new("kill").arg(live.id().to_string()).status().unwrap().success());
     assert!(live.wait().unwrap().success(), "{}", said());
+}
+
+#[test]
+fn everything_works_with_5_4() {
+    everything("5.4");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::catalog::RANGES;
 use crate::dump::{Event, Item, Reader, parse};
 use crate::keys::{self, lower};
 use crate::metadata::{Attached, Metadata};
-use crate::ranges::Ranges;
+use crate::ranges::{Ranges, is_empty};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use model::limits::{BATCH, BATCH_DOCUMENTS};
@@ -108,6 +108,8 @@ pub(crate) struct Gather {
     pub owners: Arc<Owners>,
     /// The same, of what was read so far.
     counted: Owners,
+    /// Whether what came is changes, so that what is gone is a deletion.
+    pub tells_deletions: bool,
     /// What newer files of a chain say, where there is one.
     pub newer: Option<Newer>,
     builders: Vec<(CollectionId, Kind, BatchBuilder)>,
@@ -126,6 +128,7 @@ impl Gather {
             lenient: false,
             owners: Arc::default(),
             counted: Owners::default(),
+            tells_deletions: false,
             newer: None,
             builders: Vec::new(),
             ready: Vec::new(),
@@ -281,9 +284,17 @@ impl Gather {
         if self.newer.as_ref().is_some_and(|newer| newer.ranges.have_deleted(&key, blob)) {
             return Ok(());
         }
+        let name = self.name(&collection);
+        if is_empty(blob) {
+            match self.tells_deletions {
+                true => self.owned(&name, Kind::tombstone_of(Kind::TimeSeries.space()), &key, b""),
+                // Older files may have it with values.
+                false => drop(self.is_old(&Kind::TimeSeries, &key)),
+            }
+            return Ok(());
+        }
         let open = body.strip_suffix(b"}").unwrap_or(body);
         let whole = [open, b",\"@raven-blob\":\"", STANDARD.encode(blob).as_bytes(), b"\"}"].concat();
-        let name = self.name(&collection);
         self.owned(&name, Kind::TimeSeries, &key, &whole);
         Ok(())
     }

@@ -61,6 +61,17 @@ impl Ranges {
     }
 }
 
+/// Whether a segment holds nothing but values that were deleted. The server tells of such in increments,
+/// and takes none of them: to it there are no values. What does not look as it should holds some.
+pub(crate) fn is_empty(segment: &[u8]) -> bool {
+    // A head of 16 bytes, then for each of the numbers that an entry has first, last, least, greatest, sum,
+    // and how many there are.
+    let (head, each, at) = (16, 48, 40);
+    let Some(numbers) = segment.get(13).filter(|_| segment.len() > head) else { return false };
+    let count = |n: usize| segment.get(head + n * each + at..)?.first_chunk().map(|c| u64::from_le_bytes(*c));
+    (0..usize::from(*numbers)).all(|n| count(n) == Some(0))
+}
+
 /// A time as RavenDB writes it, in UTC, as milliseconds since 1970. The last one of all, which ends what
 /// has no end, is no time of any zone.
 fn millis(time: &str) -> Option<i64> {
@@ -72,6 +83,17 @@ fn millis(time: &str) -> Option<i64> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn segments_without_values_are_known() {
+        // As real servers had them (5.4.115, 7.1.5): one value deleted, two deleted, one of two deleted, and two.
+        let head = |numbers: u8| [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 5, 0, 0, numbers, 1, 0];
+        let one = [&head(0)[..], &[0, 0x21, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0]].concat();
+        assert!(is_empty(&one));
+        let of = |count: u64| [&head(1)[..], &[0; 40], &count.to_le_bytes(), &[1, b't', 0, 3]].concat();
+        assert!(!is_empty(&of(1)) && !is_empty(&of(2)) && is_empty(&of(0)));
+        assert!(!is_empty(&one[..16]) && !is_empty(b"") && !is_empty(&of(0)[..30]));
+    }
 
     #[test]
     fn a_segment_is_gone_when_all_of_it_was_deleted_later() {

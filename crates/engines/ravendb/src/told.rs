@@ -87,7 +87,8 @@ impl Told {
         dry: bool,
     ) -> Told {
         let no_attachments = selection.no_attachments;
-        let gather = Gather::new(Route::Each, selection, store.clone());
+        let mut gather = Gather::new(Route::Each, selection, store.clone());
+        gather.tells_deletions = true;
         Told {
             server,
             since,
