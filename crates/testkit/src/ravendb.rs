@@ -141,7 +141,8 @@ impl Raven {
     /// A name that no other test has of a database that is not there.
     pub fn no_database(self: &Arc<Self>) -> Database {
         let name = format!("test{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
-        Database { server: self.clone(), name }
+        let remover = Arc::new(Remover { server: self.clone(), name: name.clone() });
+        Database { server: self.clone(), name, _remover: remover }
     }
 
     /// A request that must succeed.
@@ -189,6 +190,26 @@ pub struct Database {
     server: Arc<Raven>,
     /// Its name.
     pub name: String,
+    _remover: Arc<Remover>,
+}
+
+/// Removes a database when no test needs it any more: servers without a license take no more than some
+/// subscriptions, and each database takes memory.
+#[derive(Debug)]
+struct Remover {
+    server: Arc<Raven>,
+    name: String,
+}
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        let is_up = self.server.child.lock().is_ok_and(|child| child.is_some());
+        // What a failed test leaves is looked at, perhaps.
+        if is_up && !self.server.secured && !std::thread::panicking() {
+            let what = format!(r#"{{"DatabaseNames":["{}"],"HardDelete":true}}"#, self.name);
+            let _ = self.server.try_request("DELETE", "/admin/databases", what.as_bytes());
+        }
+    }
 }
 
 impl Database {
