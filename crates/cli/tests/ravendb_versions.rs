@@ -89,6 +89,8 @@ fn everything(version: &str) {
         mode
     };
     assert_eq!(backup("the first"), "scan");
+    // Once is enough: without a license, 6.2 and 7.1 stop taking subscriptions after some imports.
+    db.done("DELETE", "/subscriptions?taskName=S1", b"");
     let native = db.native();
     native.run(true);
 
@@ -153,11 +155,6 @@ fn live(host: &Host, db: &Database, url: &str) {
     });
     assert!(std::process::Command::new("kill").arg(live.id().to_string()).status().unwrap().success());
     assert!(live.wait().unwrap().success(), "{}", said());
-}
-
-#[test]
-fn everything_works_with_5_4() {
-    everything("5.4");
 }
 
 #[test]
