@@ -239,6 +239,28 @@ fn a_dump_of_ours_goes_into_a_server_and_back() {
     assert!(!databases.contains(&format!("{}\"", none.name)), "{databases}");
 }
 
+#[test]
+fn what_is_not_known_in_a_dump_is_named_and_kept() {
+    let host = Host::ready();
+    let dump = concat!(
+        r#"{"BuildVersion":41000,"Docs":[{"N":1,"@metadata":{"@collection":"Orders","@id":"orders/1","@last-modified":"2026-01-01T00:00:00.0000000Z"}}],"#,
+        r#""Novelties":[{"Name":"n","Text":"new"}],"TimeSeriesDeletedRanges":[]}"#
+    );
+    host.write("new.ravendbdump", dump);
+    let ran = host.run(&["backup", "ravendbdump:new.ravendbdump", "--to", "v"]).ends(0);
+    assert!(ran.err.contains("Novelties"), "{ran:?}");
+    host.read(&["copy", "v", "ravendbdump:again.ravendbdump"]).ends(0);
+    let again = host.run(&["backup", "ravendbdump:again.ravendbdump", "--to", "v", "--as", "again"]).ends(0);
+    assert!(again.err.contains("Novelties"), "it is in the copy, too: {again:?}");
+    // The server would pass it by without a word.
+    let into = Raven::shared().no_database();
+    let restore = ["restore", "v", "--source", "again", "--into", &into.url()];
+    host.read(&restore).fails(1, "Novelties");
+    let ran = host.read(&[&restore[..], &["--without-kinds", "unknown", "--json"]].concat()).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
+    assert_eq!(into.count("CountOfDocuments"), 1);
+}
+
 /// What RavenDB itself makes of some files of backups.
 fn natively_restored(files: &[std::path::PathBuf]) -> Database {
     let into = Raven::shared().no_database();

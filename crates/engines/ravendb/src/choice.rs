@@ -141,7 +141,10 @@ mod tests {
         assert!(left_out(&[], &[]).is_empty());
         assert_eq!(left_out(&[], &["revisions", "settings"]), ["revision", "settings"]);
         assert_eq!(left_out(&["documents"], &[]), ["revision", "counter", "index", "settings", "unknown"]);
-        assert_eq!(left_out(&["indexes"], &[]), ["document", "attachment", "revision", "counter", "settings", "unknown"]);
+        assert_eq!(
+            left_out(&["indexes"], &[]),
+            ["document", "attachment", "revision", "counter", "settings", "unknown"]
+        );
         assert_eq!(KINDS.to_vec(), WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>());
     }
 

@@ -39,9 +39,9 @@ impl Ranges {
         }
         let deleted: Deleted = parse(body, "a deletion in a time series")?;
         let (from, to) = (millis(&deleted.from), millis(&deleted.to));
-        let range = from.zip(to).ok_or_else(|| {
-            Error::corrupt(format!("a deletion in a time series of {} has no times", deleted.doc_id))
-        })?;
+        let range = from
+            .zip(to)
+            .ok_or_else(|| Error::corrupt(format!("a deletion in a time series of {} has no times", deleted.doc_id)))?;
         self.now.push((joined(&[&lower(&deleted.doc_id), &lower(&deleted.name)]), range));
         Ok(())
     }
