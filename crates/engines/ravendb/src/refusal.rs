@@ -55,7 +55,10 @@ pub(crate) fn refused(doing: &str, status: StatusCode, body: &str) -> Error {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::credentials(text)
             .hint("give a client certificate that may read the database: ?certificate=FILE.pem in the URL"),
-        StatusCode::PAYMENT_REQUIRED => Error::unsupported(text).hint("the server's license does not allow it"),
+        StatusCode::PAYMENT_REQUIRED => Error::unsupported(text).hint(
+            "the server's license does not allow it; a restore can leave things out, for example with \
+             --without-kinds settings or --without-kinds subscriptions",
+        ),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
             Error::new(ErrorKind::Retry, text)
         }
