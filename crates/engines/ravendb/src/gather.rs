@@ -1,8 +1,10 @@
 //! From items of a dump to batches: one builder for each collection and kind.
 
+use crate::catalog::RANGES;
 use crate::dump::{Event, Item, Reader, parse};
 use crate::keys::{self, lower};
 use crate::metadata::{Attached, Metadata};
+use crate::ranges::{Ranges, is_empty};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use model::limits::{BATCH, BATCH_DOCUMENTS};
@@ -106,6 +108,8 @@ pub(crate) struct Gather {
     pub owners: Arc<Owners>,
     /// The same, of what was read so far.
     counted: Owners,
+    /// Whether what came is changes, so that what is gone is a deletion.
+    pub tells_deletions: bool,
     /// What newer files of a chain say, where there is one.
     pub newer: Option<Newer>,
     builders: Vec<(CollectionId, Kind, BatchBuilder)>,
@@ -124,6 +128,7 @@ impl Gather {
             lenient: false,
             owners: Arc::default(),
             counted: Owners::default(),
+            tells_deletions: false,
             newer: None,
             builders: Vec::new(),
             ready: Vec::new(),
@@ -276,9 +281,20 @@ impl Gather {
             return Ok(());
         }
         let key = keys::of_item(body)?;
+        if self.newer.as_ref().is_some_and(|newer| newer.ranges.have_deleted(&key, blob)) {
+            return Ok(());
+        }
+        let name = self.name(&collection);
+        if is_empty(blob) {
+            match self.tells_deletions {
+                true => self.owned(&name, Kind::tombstone_of(Kind::TimeSeries.space()), &key, b""),
+                // Older files may have it with values.
+                false => drop(self.is_old(&Kind::TimeSeries, &key)),
+            }
+            return Ok(());
+        }
         let open = body.strip_suffix(b"}").unwrap_or(body);
         let whole = [open, b",\"@raven-blob\":\"", STANDARD.encode(blob).as_bytes(), b"\"}"].concat();
-        let name = self.name(&collection);
         self.owned(&name, Kind::TimeSeries, &key, &whole);
         Ok(())
     }
@@ -307,6 +323,13 @@ impl Gather {
     }
 
     fn of_database(&mut self, section: &str, key: &str, body: &[u8]) -> Result<()> {
+        // A state says what there is, not what was deleted.
+        if section == RANGES {
+            return match &mut self.newer {
+                Some(newer) => newer.ranges.add(body),
+                None => Ok(()),
+            };
+        }
         if section == "CompareExchangeTombstones" {
             if let Some(newer) = &mut self.newer {
                 newer.is_first("CompareExchange", key);
@@ -410,12 +433,14 @@ pub(crate) struct Newer {
     now: HashSet<u128>,
     files: u32,
     is_last: bool,
+    ranges: Ranges,
 }
 
 impl Newer {
     /// An older file begins; `is_last` if there is none older than it.
     pub fn begin(&mut self, is_last: bool) {
         self.seen.extend(self.now.drain());
+        self.ranges.begin();
         self.files += 1;
         self.is_last = is_last;
     }

@@ -11,7 +11,8 @@ pub(crate) const NAME: &str = "rewound holds tombstones";
 
 #[derive(Deserialize)]
 struct Tasks {
-    #[serde(rename = "OngoingTasksList", default)]
+    // From 6.0 on it has another name than before. An answer without either is none.
+    #[serde(rename = "OngoingTasks", alias = "OngoingTasksList")]
     tasks: Vec<Task>,
 }
 

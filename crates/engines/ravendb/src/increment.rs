@@ -7,8 +7,8 @@
 
 use crate::catalog;
 use crate::contents::etag_in;
-use crate::dump::{Event, Item, Reader, parse};
-use crate::server::{Server, Stats};
+use crate::dump::{Event, Input, Item, Reader, parse};
+use crate::server::{Build, Server, Stats};
 use crate::told::{Seen, Since, Told};
 use async_trait::async_trait;
 use model::{AttachmentStore, Batch, Error, ErrorKind, Result, Selection};
@@ -18,6 +18,8 @@ use std::sync::Arc;
 /// Bytes of changes that are read as one (256 MiB): whoever stores them holds them until they are
 /// complete. What is more is a new scan.
 const MOST: u64 = 256 << 20;
+/// The first build that may know of deletions in time series. 5.4.115 does not, 6.2.4 does.
+const WITH_RANGES: u64 = 54_107;
 
 /// How many groups of counters and segments of time series a database holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,7 +79,7 @@ impl Increment {
     pub async fn read(self, taker: &mut dyn Taker, dry: bool) -> Result<End> {
         let build = self.server.build().await?;
         let before = self.server.must_stats().await?.etag();
-        let input = self.server.export(&build, catalog::of_changes(&build), None, Some(self.since.etag + 1)).await?;
+        let input = self.export(&build).await?;
         taker.begins();
         let mut reader = Reader::new(input);
         let (server, since) = (self.server.clone(), self.since.clone());
@@ -106,10 +108,25 @@ impl Increment {
         let owned = (after.etag() == last).then(|| Owned::of(&after));
         match may_be_gone(self.owned, owned, &told.seen) {
             None => Ok(End { etag: last, owned }),
+            Some(_) if told.seen.documents == 0 => Err(lost("values of a time series were deleted".into())),
             Some(what) => Err(lost(format!(
                 "documents have changed, and whether any was deleted with its {what} the server does not tell"
             ))),
         }
+    }
+
+    /// Everything since, with the deletions in time series where the server knows of such.
+    async fn export(&self, build: &Build) -> Result<Input> {
+        let (types, from) = (catalog::of_changes(build), Some(self.since.etag + 1));
+        if build.build >= WITH_RANGES {
+            let all = [types, &[catalog::RANGES]].concat();
+            match self.server.export(build, &all, None, from).await {
+                // It was not told by its build whether it knows.
+                Err(e) if e.message().contains("DatabaseItemType") => {}
+                other => return other,
+            }
+        }
+        self.server.export(build, types, None, from).await
     }
 }
 
@@ -119,7 +136,7 @@ fn lost(why: String) -> Error {
 
 /// What may be gone with documents that were deleted; none if nothing can be.
 fn may_be_gone(then: Option<Owned>, now: Option<Owned>, seen: &Seen) -> Option<&'static str> {
-    if seen.documents == 0 {
+    if seen.documents == 0 && seen.ranges == 0 {
         return None;
     }
     let one = |then: Option<u64>, now: Option<u64>, new: u64| match (then, now) {
@@ -127,7 +144,7 @@ fn may_be_gone(then: Option<Owned>, now: Option<Owned>, seen: &Seen) -> Option<&
         (Some(then), Some(now)) => now != then + new,
         _ => true,
     };
-    if one(then.map(|t| t.counters), now.map(|n| n.counters), seen.counters) {
+    if seen.documents > 0 && one(then.map(|t| t.counters), now.map(|n| n.counters), seen.counters) {
         return Some("counters");
     }
     one(then.map(|t| t.series), now.map(|n| n.series), seen.series).then_some("time series")
@@ -180,7 +197,11 @@ mod tests {
     #[test]
     fn nothing_is_gone_if_what_may_be_new_makes_up_the_difference() {
         let owned = |counters, series| Some(Owned { counters, series });
-        let seen = |documents, counters, series| Seen { documents, counters, series };
+        let seen = |documents, counters, series| Seen { documents, counters, series, ranges: 0 };
+        // Values of a time series are gone, and perhaps whole segments.
+        let ranges = Seen { ranges: 1, series: 1, ..Seen::default() };
+        assert_eq!(may_be_gone(owned(5, 5), owned(9, 5), &ranges), Some("time series"));
+        assert_eq!(may_be_gone(owned(5, 5), owned(9, 6), &ranges), None);
         for (then, now, told, gone) in [
             (owned(5, 5), owned(5, 5), seen(3, 0, 0), None),
             (owned(5, 5), owned(6, 7), seen(3, 1, 2), None),

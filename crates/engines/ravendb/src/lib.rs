@@ -13,6 +13,7 @@ mod maker;
 mod members;
 mod metadata;
 mod proof;
+mod ranges;
 mod refusal;
 mod replace;
 mod server;

@@ -2,6 +2,7 @@
 //! of attachments before the documents that name it, counters and time series after their documents,
 //! settings last. What comes too early waits in encrypted temporary files without a name.
 
+use crate::catalog::{RANGES, is_known};
 use crate::choice::Choice;
 use crate::dump::{Compressor, Writer, attachment_head, parse};
 use crate::gather::{Entry, hash_bytes};
@@ -44,8 +45,11 @@ pub(crate) struct Maker<O> {
     /// Contents that came while there was no document that could follow them.
     contents: Option<Temporary>,
     has_documents: bool,
-    /// A document that was sent already, and may be sent again after attachments.
+    /// A document that was sent already, and may be sent again after attachments; or one that waits for
+    /// them, where none may come twice.
     carrier: Option<Bytes>,
+    /// Whether no document comes twice: whoever reads a file would count it twice.
+    pub once: bool,
     /// Attachments and bytes that no document has followed yet.
     waiting: (u64, u64),
     record: Option<Vec<u8>>,
@@ -53,6 +57,8 @@ pub(crate) struct Maker<O> {
     pub settings_first: bool,
     /// Keys of subscriptions that are left as they are.
     pub kept: HashSet<Vec<u8>>,
+    /// Whether sections that nobody knows are refused: a server would pass them by without a word.
+    pub refuses_unknown: bool,
     /// Which kinds of things come.
     pub choice: Choice,
     pub report: RestoreReport,
@@ -69,10 +75,12 @@ impl<O: Output> Maker<O> {
             contents: None,
             has_documents: false,
             carrier: None,
+            once: false,
             waiting: (0, 0),
             record: None,
             settings_first: false,
             kept: HashSet::new(),
+            refuses_unknown: false,
             choice: Choice::default(),
             report: RestoreReport::default(),
         })
@@ -91,6 +99,16 @@ impl<O: Output> Maker<O> {
                 .ok_or_else(|| Error::unsupported(format!("RavenDB has nothing of the kind {kind:?}")))?
                 .to_owned(),
         };
+        // Deletions, as tombstones are.
+        if section == RANGES {
+            return Ok(());
+        }
+        if self.refuses_unknown && !is_known(&section) {
+            return Err(Error::unsupported(format!(
+                "the backup holds {section}, which this version of Rewound does not know, and cannot restore"
+            ))
+            .hint("a newer version may; all else is restored with --without-kinds unknown, and a dump made by `rewound copy` holds it as it came"));
+        }
         for i in 0..batch.len() {
             if section == "Subscriptions" && self.kept.contains(batch.key_of(i)) {
                 continue;
@@ -102,9 +120,16 @@ impl<O: Output> Maker<O> {
             let body = made.as_deref().unwrap_or(body);
             self.report.documents += 1;
             self.report.bytes += body.len() as u64;
-            self.one(&batch.kind, &section, body).await?;
+            let waits = self.once && batch.kind == Kind::Document && i + 1 == batch.len() && !names_attachments(body);
+            if !waits {
+                self.one(&batch.kind, &section, body).await?;
+            } else if let Some(before) = self.carrier.replace(Bytes::copy_from_slice(body)) {
+                self.one(&batch.kind, &section, &before).await?;
+            }
+            self.has_documents |= waits;
         }
         if batch.kind == Kind::Document
+            && !self.once
             && let Some(doc) =
                 batch.docs.last().filter(|d| !names_attachments(&batch.body[d.start as usize..d.end as usize]))
         {
@@ -123,7 +148,8 @@ impl<O: Output> Maker<O> {
             // The document that attachments wait for must come before the section ends.
             let ends_section = *kind == Kind::Revision && self.waiting.0 > 0;
             let is_early = *kind == Kind::Revision && self.settings_first;
-            if names_attachments(body) || is_early || (ends_section && self.carrier.is_none()) {
+            let cannot_carry = self.once || self.carrier.is_none();
+            if names_attachments(body) || is_early || (ends_section && cannot_carry) {
                 return self.keep(section, body);
             }
             if ends_section {
@@ -179,7 +205,7 @@ impl<O: Output> Maker<O> {
     }
 
     async fn content(&mut self, entry: &Entry, content: &AttachmentRef) -> Result<()> {
-        if self.waiting.0 >= CARRIED_COUNT || self.waiting.1 >= CARRIED_MAX {
+        if !self.once && (self.waiting.0 >= CARRIED_COUNT || self.waiting.1 >= CARRIED_MAX) {
             self.carry().await?;
         }
         let name = lower(&entry.name);
@@ -248,10 +274,11 @@ impl<O: Output> Maker<O> {
         Ok(())
     }
 
-    /// Attachments count only if a document follows them: one is sent again, which changes nothing.
+    /// Attachments count only if a document follows them.
     async fn carry(&mut self) -> Result<()> {
         if let Some(carrier) = self.carrier.clone() {
             let made = without_surrogates(&carrier);
+            // In a file it waited; a server has it, and nothing changes.
             self.writer.item("Docs", made.as_deref().unwrap_or(&carrier))?;
             self.waiting = (0, 0);
             self.hand_on().await?;
@@ -267,7 +294,7 @@ impl<O: Output> Maker<O> {
     /// Writes what waited, and ends the dump. The settings are part of it only if that is wanted.
     pub async fn finish(mut self, with_record: bool) -> Result<(O, RestoreReport)> {
         self.waiting_contents().await?;
-        if self.waiting.0 > 0 && !self.later.contains_key(&(0, "Docs".to_owned())) {
+        if self.once || self.waiting.0 > 0 && !self.later.contains_key(&(0, "Docs".to_owned())) {
             self.carry().await?;
         }
         for ((_, section), file) in std::mem::take(&mut self.later) {
@@ -430,6 +457,17 @@ mod tests {
             &[&named, &attached, &revision],
         ];
         for (n, order) in orders.iter().enumerate() {
+            let once = Maker::new(Memory(Vec::new()), Compressor::none(), 1, store.clone()).unwrap();
+            let mut once = Maker { once: true, ..once };
+            for batch in *order {
+                once.write(batch).await.unwrap();
+            }
+            let items_once = items(&once.finish(false).await.unwrap().0.0);
+            let documents = items_once.iter().filter(|(section, is)| section == "Docs" && !is).count();
+            let batches = order.iter().filter(|batch| batch.kind == Kind::Document).count();
+            assert_eq!(documents, batches, "{n}: each comes once, {items_once:?}");
+            let at = items_once.iter().position(|(_, is_attachment)| *is_attachment).unwrap();
+            assert_eq!(items_once.get(at + 1), Some(&("Docs".to_owned(), false)), "{n}: {items_once:?}");
             let mut maker = Maker::new(Memory(Vec::new()), Compressor::none(), 1, store.clone()).unwrap();
             for batch in *order {
                 maker.write(batch).await.unwrap();

@@ -1,5 +1,6 @@
 //! What of a document can be compared after a restore: all but what the server makes anew.
 
+use crate::catalog::RANGES;
 use crate::members::{of, with, without};
 use model::{Batch, BatchBuilder, Kind};
 use std::borrow::Cow;
@@ -8,8 +9,8 @@ use std::borrow::Cow;
 const VOLATILE: &[&str] = &["@change-vector", "@flags", "@attachments"];
 /// The same where it writes documents again to tell of their counters and time series.
 const REWRITTEN: &[&str] = &["@change-vector", "@flags", "@attachments", "@last-modified", "@counters", "@timeseries"];
-/// Sections that are settings of one database: its name, numbers of commands, times.
-const SETTINGS: &[&str] = &["DatabaseRecord", "Subscriptions", "Conflicts", "ReplicationHubCertificates"];
+/// Sections that are settings of one database: its name, numbers of commands, times; or deletions.
+const SETTINGS: &[&str] = &["DatabaseRecord", "Subscriptions", "Conflicts", "ReplicationHubCertificates", RANGES];
 
 /// What of a batch is compared; none of it, if the server makes all of it anew. A server of another
 /// version has other words for indexes.

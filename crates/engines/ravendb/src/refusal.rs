@@ -34,7 +34,7 @@ pub(crate) fn refused(doing: &str, status: StatusCode, body: &str) -> Error {
     let answer = serde_json::from_str::<Answer>(body).ok();
     let message = answer.as_ref().map_or(body, |a| a.message.as_str());
     let first: String = message.lines().next().unwrap_or_default().chars().take(SHOWN).collect();
-    let text = format!("{doing}: the server says {status}: {first}");
+    let mut text = format!("{doing}: the server says {status}: {first}");
     let kind = answer.as_ref().map_or("", |a| a.kind.as_str());
     // A server that never had a database says that it is passive.
     if kind.contains("DatabaseDoesNotExist")
@@ -46,10 +46,19 @@ pub(crate) fn refused(doing: &str, status: StatusCode, body: &str) -> Error {
     if let Some(answer) = answer.as_ref().filter(|_| kind.contains("DatabaseLoadFailure")) {
         return not_opened(&text, &answer.error);
     }
+    if status == StatusCode::INTERNAL_SERVER_ERROR
+        && let Some(why) = answer.as_ref().and_then(|a| innermost(&a.error))
+        && !message.contains(&why)
+    {
+        text = format!("{text}: {why}");
+    }
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::credentials(text)
             .hint("give a client certificate that may read the database: ?certificate=FILE.pem in the URL"),
-        StatusCode::PAYMENT_REQUIRED => Error::unsupported(text).hint("the server's license does not allow it"),
+        StatusCode::PAYMENT_REQUIRED => Error::unsupported(text).hint(
+            "the server's license does not allow it; a restore can leave things out, for example with \
+             --without-kinds settings or --without-kinds subscriptions",
+        ),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
             Error::new(ErrorKind::Retry, text)
         }
@@ -57,10 +66,15 @@ pub(crate) fn refused(doing: &str, status: StatusCode, body: &str) -> Error {
     }
 }
 
+/// The first line of the innermost of the exceptions that an answer lists, if one is inside another.
+fn innermost(exceptions: &str) -> Option<String> {
+    let (_, inner) = exceptions.rsplit_once("---> ")?;
+    Some(inner.lines().next().unwrap_or_default().trim().chars().take(SHOWN).collect())
+}
+
 /// The server could not open the database; why is in the innermost of the exceptions it lists.
 fn not_opened(text: &str, exceptions: &str) -> Error {
-    let inner = exceptions.rsplit("---> ").next().unwrap_or_default();
-    let why: String = inner.lines().next().unwrap_or_default().trim().chars().take(SHOWN).collect();
+    let why = innermost(exceptions).unwrap_or_default();
     let text = format!("{text}: {why}");
     // Seen with 5.4.115: a server that is killed while it makes a database leaves one that it never opens again.
     if why.contains("VoronUnrecoverableError") {
@@ -87,6 +101,9 @@ mod tests {
         );
         let body = r#"{"Message":"Can't perform actions on the database 'x' while the node is passive."}"#;
         assert_eq!(refused("x", StatusCode::SERVICE_UNAVAILABLE, body).kind(), ErrorKind::Missing);
+        let body = r#"{"Message":"Failed to update it.","Error":"A: Failed to update it.\r\n ---> B: no.\r\n ---> C: A task has this name.\r\n   at X"}"#;
+        let error = refused("x", StatusCode::INTERNAL_SERVER_ERROR, body);
+        assert!(error.message().ends_with("Failed to update it.: C: A task has this name."), "{error}");
         assert_eq!(refused("x", StatusCode::FORBIDDEN, "").kind(), ErrorKind::Credentials);
         assert_eq!(refused("x", StatusCode::SERVICE_UNAVAILABLE, "").kind(), ErrorKind::Retry);
     }

@@ -195,6 +195,7 @@ impl Sink for RavenSink {
         let upload = Upload::begin(&into, &build)?;
         let mut maker = Maker::new(upload, compressor, from, store)?;
         maker.settings_first = build.is_old();
+        maker.refuses_unknown = true;
         // The server refuses all of an import for one of them.
         maker.kept = into.subscriptions().await?.into_iter().map(String::into_bytes).collect();
         maker.choice = how.choice.clone();

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
     AttachmentStore, ChangeStream, CollectionId, CollectionInfo, Consistency, Description, Engine, Error, ErrorKind,
-    FeedKind, Following, Gap, Part, Plan, Result, ScanItem, ScanStream, Selection, Source, SourceState, Until,
+    FeedKind, Following, Gap, Loss, Part, Plan, Result, ScanItem, ScanStream, Selection, Source, SourceState, Until,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -26,6 +26,8 @@ pub struct RavenSource {
 const TOGETHER: &str = "together ";
 /// Documents up to which everything is read together.
 const TOGETHER_MAX: u64 = 4_000_000;
+/// The first build that may have kinds of data which nobody knows here.
+const UNKNOWN: u64 = 72_000;
 
 /// What reading a part needs to know.
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,7 +106,7 @@ impl Source for RavenSource {
             version: build.version(),
             feed: FeedKind::LatestState,
             collections: self.list().await?.into_iter().map(|(info, _)| info).collect(),
-            losses: Vec::new(),
+            losses: losses(&build),
         })
     }
 
@@ -173,6 +175,15 @@ impl Source for RavenSource {
     ) -> Result<ChangeStream> {
         changes::follow(self.server.clone(), from, until, attachments).await
     }
+}
+
+/// What is not asked for. Servers that came later may hold kinds of things that nobody knows here.
+fn losses(build: &Build) -> Vec<Loss> {
+    if build.build < UNKNOWN {
+        return Vec::new();
+    }
+    let why = format!("this version of Rewound knows RavenDB up to 7.1, the server is {}", build.version());
+    vec![Loss { what: "kinds of data that only newer servers have".into(), why }]
 }
 
 /// The same, with collections announced that are not known yet.

@@ -4,6 +4,7 @@
 //! say their collection: that of their document, or of their revision, which are told with them.
 //! Counters do not either, and are told without their document: the server is asked.
 
+use crate::catalog::RANGES;
 use crate::contents::{self, Recent, owner};
 use crate::dump::{Event, Item, Reader, parse};
 use crate::gather::{Entry, Gather, Head, Owners, Route, SEGMENT_MAX, Tombstone, hash_bytes};
@@ -72,6 +73,8 @@ pub(crate) struct Seen {
     pub counters: u64,
     /// Segments of time series that may be new.
     pub series: u64,
+    /// Deletions in time series: they do not tell which segments went.
+    pub ranges: u64,
 }
 
 impl Told {
@@ -84,7 +87,8 @@ impl Told {
         dry: bool,
     ) -> Told {
         let no_attachments = selection.no_attachments;
-        let gather = Gather::new(Route::Each, selection, store.clone());
+        let mut gather = Gather::new(Route::Each, selection, store.clone());
+        gather.tells_deletions = true;
         Told {
             server,
             since,
@@ -172,6 +176,10 @@ impl Told {
                 (*count, *any) = (*count + 1, *any || is_new);
                 self.counters.push((key, item.body));
                 if self.counters.len() >= AT_ONCE { self.place_counters().await } else { Ok(()) }
+            }
+            (Kind::Meta(section), None) if section == RANGES => {
+                self.seen.ranges += 1;
+                Ok(())
             }
             (_, None) => Err(Error::bug(format!("an export of changes holds {}", item.section))),
         }

@@ -97,13 +97,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::time::Instant;
-    use testkit::ravendb::Raven;
+    use testkit::ravendb::{OLDEST, Raven};
 
     /// On real servers, as all tests that need one (`./dev/test` gets them).
     #[tokio::test(flavor = "multi_thread")]
     async fn a_change_wakes_and_a_server_that_was_away_too() {
-        for oldest in [false, true] {
-            let server = Arc::new(Raven::start(oldest));
+        for server in [Raven::start(), Raven::of(OLDEST)] {
+            let server = Arc::new(server);
             let db = server.database();
             let wake = Wake::new(Arc::new(Server::new(db.url())));
             // The connection itself wakes once.
@@ -123,7 +123,7 @@ mod tests {
                 });
                 let began = Instant::now();
                 wake.wait(Duration::from_secs(60)).await;
-                assert!(began.elapsed() < Duration::from_secs(30), "{oldest} {again}");
+                assert!(began.elapsed() < Duration::from_secs(30), "{} {again}", db.url());
                 putting.await.unwrap();
             }
         }

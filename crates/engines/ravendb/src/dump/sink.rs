@@ -87,6 +87,7 @@ impl Sink for DumpSink {
         let file = tokio::fs::File::create(&unfinished).await.map_err(|e| Error::io(doing, e))?;
         let build = self.build.lock().unwrap_or_else(|e| e.into_inner()).unwrap_or(BUILD);
         let mut maker = Maker::new(Target { file, path: unfinished }, Compressor::gzip(), build, store)?;
+        maker.once = true;
         maker.choice = self.choice.lock().unwrap_or_else(|e| e.into_inner()).clone();
         Ok(Box::new(Session { path: self.path.clone(), maker: Mutex::new(maker) }))
     }

@@ -12,7 +12,7 @@ use model::{
     ScanItem, ScanStream, Selection, Source, SourceState,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -34,6 +34,8 @@ struct Index {
     collections: BTreeMap<CollectionId, (String, u64)>,
     has_own: bool,
     owners: Arc<Owners>,
+    /// Sections that nobody knows.
+    unknown: BTreeSet<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,6 +74,16 @@ impl DumpSource {
 }
 
 impl Index {
+    /// Says once of a section that it is not known.
+    fn name_unknown(&mut self, section: &str) {
+        if !catalog::is_known(section) && self.unknown.insert(section.to_owned()) {
+            tracing::warn!(
+                "the dump holds {section}, which this version does not know: it is kept as it came, and cannot be \
+                 restored into a server"
+            );
+        }
+    }
+
     async fn look(&mut self, path: &Path, owners: &mut Owners) -> Result<()> {
         let mut reader = Reader::new(files::open(path).await?);
         while let Some(event) = reader.next().await? {
@@ -79,8 +91,9 @@ impl Index {
                 Event::Value { section, body } if &*section == "BuildVersion" => {
                     self.build = std::str::from_utf8(&body).ok().and_then(|t| t.parse().ok()).unwrap_or(0);
                 }
-                Event::Value { body, .. } => {
+                Event::Value { section, body } => {
                     sound(&body)?;
+                    self.name_unknown(&section);
                     self.has_own = true;
                 }
                 Event::Item(item) => {
@@ -97,8 +110,11 @@ impl Index {
                                 owners.add(&lower(metadata.id()?), &name);
                             }
                         }
-                        "Tombstones" => {}
-                        _ => self.has_own = true,
+                        "Tombstones" | catalog::RANGES => {}
+                        section => {
+                            self.name_unknown(section);
+                            self.has_own = true;
+                        }
                     }
                 }
                 Event::Blob(_) | Event::BlobEnd => {}
