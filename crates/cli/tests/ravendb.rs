@@ -570,8 +570,17 @@ fn a_secured_server_takes_a_client_certificate() {
     let authority = testkit::ravendb::fixture("authority.pem");
     let bare = format!("ravendb+https://{}/{}?ca={authority}", secured.host(), into.name);
     host.run(&["backup", &bare, "--to", "v"]).fails(1, "certificate");
-    let pfx = format!("{bare}&certificate={}", testkit::ravendb::fixture("server.pfx"));
-    host.run(&["backup", &pfx, "--to", "v"]).fails(1, "openssl pkcs12");
+    let pfx = |name: &str| format!("{bare}&certificate={}", testkit::ravendb::fixture(name));
+    host.run(&["backup", &pfx("server.pfx"), "--to", "v", "--as", "secured"]).ends(0);
+    // With a password, and encrypted as old tools do it.
+    host.write("pw", "sesame\n");
+    for name in ["client.pfx", "old.pfx"] {
+        let url = pfx(name);
+        host.run(&["backup", &url, "--to", "v", "--as", "secured", "--password-file", "pw"]).ends(0);
+        let refused = host.run(&["backup", &url, "--to", "v", "--as", "secured"]).fails(1, "cannot be read");
+        assert!(refused.err.contains("--password-file"), "{}", refused.err);
+    }
+    host.run(&["backup", &pfx("README.md"), "--to", "v"]).fails(1, "cannot be read");
 }
 
 #[test]

@@ -25,7 +25,7 @@ struct Entry {
 /// What a URL does not say: how to reach the database that it names.
 #[derive(Clone, Default)]
 pub struct Reach {
-    /// The password of the user in the URL.
+    /// The password of the user in the URL, or of the client certificate that it names.
     pub password: Option<String>,
     /// How many pieces are read or written side by side; none leaves it to the engine.
     pub concurrency: Option<usize>,
@@ -141,11 +141,12 @@ const ENGINES: &[Entry] = &[
 const PATHS: &[&str] = &["couchbackup", "couchdb-dump", "folder", "jobflow", "mongodump", "ravendbdump"];
 
 fn ravendb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
-    Ok(Arc::new(raven::RavenSource::new(Arc::new(raven::Server::new(url).tombstones(reach.tombstones)))))
+    let server = raven::Server::new(url).tombstones(reach.tombstones).password(reach.password.clone());
+    Ok(Arc::new(raven::RavenSource::new(Arc::new(server))))
 }
 
-fn ravendb_target(url: &str, _: &str, _: &Reach) -> Result<Target> {
-    let server = Arc::new(raven::Server::new(url));
+fn ravendb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
+    let server = Arc::new(raven::Server::new(url).password(reach.password.clone()));
     let source = Arc::new(raven::RavenSource::new(server.clone()));
     Ok(Target { sink: Arc::new(raven::RavenSink::new(server)), source, folder: None })
 }

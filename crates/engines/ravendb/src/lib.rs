@@ -1,6 +1,7 @@
 //! RavenDB as a source and as a sink, and its dump format.
 
 mod catalog;
+mod certificate;
 mod changes;
 mod choice;
 mod contents;

@@ -1,5 +1,6 @@
 //! A server and one of its databases, by HTTP.
 
+use crate::certificate::{self, Password};
 use crate::dump::Input;
 use crate::refusal::{network, refused};
 use futures::{StreamExt, TryStreamExt};
@@ -22,6 +23,8 @@ pub struct Server {
     /// The database, as people write it.
     url: String,
     tombstones: Tombstones,
+    /// Of the client certificate that the URL names.
+    password: Password,
     /// Another database than the URL names.
     other: Option<String>,
     client: OnceLock<Client>,
@@ -113,7 +116,13 @@ impl Stats {
 impl Server {
     /// The database that a URL `ravendb+http://HOST:PORT/DATABASE` names; nothing is opened yet.
     pub fn new(url: impl Into<String>) -> Server {
-        Server { url: url.into(), tombstones: Tombstones::AsBefore, other: None, client: OnceLock::new() }
+        Server {
+            url: url.into(),
+            tombstones: Tombstones::AsBefore,
+            password: Password::default(),
+            other: None,
+            client: OnceLock::new(),
+        }
     }
 
     /// The same, with deletions held or no longer held.
@@ -121,9 +130,14 @@ impl Server {
         Server { tombstones, ..self }
     }
 
+    /// The same, with the password of the client certificate that the URL names.
+    pub fn password(self, password: Option<String>) -> Server {
+        Server { password: Password(password), ..self }
+    }
+
     /// Another database of the same server.
     pub(crate) fn named(&self, database: String) -> Server {
-        Server { other: Some(database), ..Server::new(self.url.clone()) }
+        Server { other: Some(database), password: self.password.clone(), ..Server::new(self.url.clone()) }
     }
 
     fn place(&self) -> Result<Place> {
@@ -179,17 +193,11 @@ impl Server {
         let mut builder =
             Client::builder().connect_timeout(CONNECT).tcp_keepalive(Duration::from_secs(30)).pool_max_idle_per_host(0);
         if let Some(path) = &place.certificate {
-            let pem = read(path)?;
-            let identity = reqwest::Identity::from_pem(&pem).map_err(|e| {
-                Error::credentials(format!("the client certificate {path} cannot be used: {e}")).caused_by(e).hint(
-                    "it must be PEM and hold certificate and key; of a PFX file make one with: \
-                     openssl pkcs12 -in FILE.pfx -out FILE.pem -nodes",
-                )
-            })?;
+            let identity = certificate::identity(path, &self.password)?;
             builder = builder.identity(identity);
         }
         if let Some(path) = &place.authority {
-            let certificate = reqwest::Certificate::from_pem(&read(path)?)
+            let certificate = reqwest::Certificate::from_pem(&certificate::read(path)?)
                 .map_err(|e| Error::input(format!("the certificate of the authority {path} cannot be used: {e}")))?;
             builder = builder.add_root_certificate(certificate);
         }
@@ -392,10 +400,6 @@ impl Server {
         })
         .boxed())
     }
-}
-
-fn read(path: &str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io(format!("reading {path}"), e))
 }
 
 fn percent_decoded(text: &str) -> String {
