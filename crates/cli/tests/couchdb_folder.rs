@@ -77,7 +77,7 @@ fn a_folder_follows_a_database() {
     let wait = |what: &str, done: &dyn Fn() -> bool| {
         let start = Instant::now();
         while !done() {
-            assert!(start.elapsed() < Duration::from_secs(60), "{what}: {:?}", shown(&host, "out"));
+            assert!(start.elapsed() < Duration::from_secs(180), "{what}: {:?}", shown(&host, "out"));
             std::thread::sleep(Duration::from_millis(100));
         }
     };

@@ -193,14 +193,18 @@ impl Live<'_> {
         let start = Instant::now();
         while self.stored() <= stored {
             assert!(self.child.try_wait().unwrap().is_none(), "it ended");
-            assert!(start.elapsed() < Duration::from_secs(60), "nothing is stored");
+            assert!(start.elapsed() < Duration::from_secs(180), "nothing is stored");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     fn stop(mut self) -> i32 {
-        // What was seen last is flushed first.
-        std::thread::sleep(Duration::from_secs(3));
+        // Longer than all databases go without being asked.
+        let mut before = usize::MAX;
+        while before != self.stored() {
+            before = self.stored();
+            std::thread::sleep(Duration::from_secs(6));
+        }
         let stopped = std::process::Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
         assert!(stopped.success());
         self.child.wait().unwrap().code().unwrap()

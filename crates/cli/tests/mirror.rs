@@ -168,7 +168,7 @@ impl Live {
 fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let began = std::time::Instant::now();
     while !is_so() {
-        assert!(began.elapsed().as_secs() < 60, "{what}");
+        assert!(began.elapsed().as_secs() < 180, "{what}");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
@@ -194,7 +194,7 @@ fn assert_in_step(host: &Host, source: &str, folder: &str) {
         if there == wanted {
             return;
         }
-        if began.elapsed().as_secs() > 60 {
+        if began.elapsed().as_secs() > 180 {
             let differs = |(k, v): &(&String, &Vec<u8>)| there.get(*k) != Some(*v);
             let missing: Vec<_> = wanted.iter().filter(differs).map(|(k, _)| k).take(5).collect();
             let more: Vec<_> = there.keys().filter(|k| !wanted.contains_key(*k)).take(5).collect();
@@ -319,7 +319,7 @@ fn a_folder_is_compared_and_kept_in_step() {
     fs::remove_file(host.path("lib/loans.json")).unwrap();
     wait_until("all is as it is there", || {
         let files = documents(&host, "live");
-        files["books/b1.json"] == b"{\"other\":1}"
+        files.get("books/b1.json").is_some_and(|text| text == b"{\"other\":1}")
             && files.contains_key("books/new.json")
             && !files.keys().any(|f| f.contains("b2.json") || f.contains("b3.att") || f.starts_with("loans"))
     });

@@ -18,7 +18,7 @@ fn signal(child: &Child, name: &str) {
 fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !so() {
-        assert!(began.elapsed() < Duration::from_secs(60), "waiting for {what}");
+        assert!(began.elapsed() < Duration::from_secs(180), "waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

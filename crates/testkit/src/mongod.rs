@@ -96,7 +96,7 @@ impl Mongod {
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             let ended = self.child.lock().unwrap().as_mut().and_then(|c| c.try_wait().unwrap());
             assert!(ended.is_none(), "mongod ended: {}", fs::read_to_string(self.log()).unwrap_or_default());
-            assert!(start.elapsed() < Duration::from_secs(60), "mongod does not start");
+            assert!(start.elapsed() < Duration::from_secs(180), "mongod does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -109,7 +109,7 @@ impl Mongod {
     pub fn await_primary(&self) {
         let start = Instant::now();
         while !self.command(doc! { "hello": 1 }).get_bool("isWritablePrimary").is_ok_and(|yes| yes) {
-            assert!(start.elapsed() < Duration::from_secs(60), "mongod does not become primary");
+            assert!(start.elapsed() < Duration::from_secs(180), "mongod does not become primary");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

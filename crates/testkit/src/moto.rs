@@ -49,7 +49,7 @@ impl Moto {
         let moto = Moto { child, port, log, _folder: folder };
         let start = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(60), "moto_server does not start");
+            assert!(start.elapsed() < Duration::from_secs(180), "moto_server does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
         moto

@@ -84,7 +84,7 @@ impl CouchServer {
         while TcpStream::connect(&self.host).is_err() {
             let ended = started.child.lock().unwrap().as_mut().and_then(|c| c.try_wait().unwrap());
             assert!(ended.is_none(), "pouchdb-server ended: {}", fs::read_to_string(&log).unwrap_or_default());
-            assert!(start.elapsed() < Duration::from_secs(60), "pouchdb-server does not start");
+            assert!(start.elapsed() < Duration::from_secs(180), "pouchdb-server does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
