@@ -139,6 +139,13 @@ struct Live {
     child: std::process::Child,
 }
 
+impl Drop for Live {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Live {
     fn start(host: &Host, source: &str, target: &str, more: &[&str]) -> Live {
         let args = [&["copy", source, target, "--live", "--json"], more].concat();

@@ -3,7 +3,7 @@
 use crate::check::{attachments_path, document_path, inside};
 use crate::files::blocking;
 use crate::layout::Layout;
-use crate::marker::{Naming, Written, long_name_line};
+use crate::marker::{self, Naming, Written, long_name_line};
 use crate::names::{self, ATTACHMENTS, NAMES_FILE, show};
 use crate::session::written;
 use crate::target::Placement;
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use model::{AttachmentRef, AttachmentStore, Batch, Error, PlannedCollection, Result};
 use std::borrow::Cow;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -43,8 +44,8 @@ pub(crate) struct Collection {
     file: Mutex<Option<OneFile>>,
     /// Where case is ignored: hash of the folded name to hash of the name as it is.
     folded: Option<Mutex<HashMap<u64, u64>>>,
-    /// Files of long names that were written to, by what is in them.
-    long: Mutex<HashSet<(PathBuf, String)>>,
+    /// The lines of the files of long names that were written to.
+    long: Mutex<HashMap<PathBuf, HashSet<Vec<u8>>>>,
     documents: AtomicU64,
     attachments: AtomicU64,
     bytes: AtomicU64,
@@ -255,16 +256,20 @@ impl Collection {
 
     /// Keeps a key, and what an engine says of it, beside its file.
     fn keep_long_name(&self, folder: &Path, name: &str, key: &[u8], body: Option<&[u8]>) -> Result<()> {
-        let mut long = locked(&self.long);
         let path = folder.join(NAMES_FILE);
         let line = long_name_line(name, key, body)?;
-        let entry = (path, String::from_utf8_lossy(&line).into_owned());
-        if long.contains(&entry) {
+        let mut long = locked(&self.long);
+        let lines = match long.entry(path.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            // What an earlier process has written need not be written again.
+            Entry::Vacant(new) => new.insert(marker::long_name_lines(&path)?),
+        };
+        if lines.contains(&line) {
             return Ok(());
         }
-        let append = || OpenOptions::new().create(true).append(true).open(&entry.0)?.write_all(&line);
-        append().map_err(|e| write_error(&entry.0, e))?;
-        long.insert(entry);
+        let append = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(&line);
+        append().map_err(|e| write_error(&path, e))?;
+        lines.insert(line);
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 //! not fit into names.
 
 use crate::names::MARKER;
+use crate::writer::write_error;
 use model::{Engine, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// The format of folders that this program writes.
@@ -173,6 +174,32 @@ pub(crate) fn read_long_names(path: &Path) -> Result<LongNames> {
         all.keys.insert(entry.file, key);
     }
     Ok(all)
+}
+
+/// The lines of a file of long names, each with its end; what was cut off at its end is cut away.
+pub(crate) fn long_name_lines(path: &Path) -> Result<HashSet<Vec<u8>>> {
+    mend_long_names(path)?;
+    match fs::read(path) {
+        Ok(text) => Ok(text.split_inclusive(|b| *b == b'\n').map(<[u8]>::to_vec).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(HashSet::new()),
+        Err(e) => Err(Error::io(format!("reading {}", path.display()), e)),
+    }
+}
+
+/// Cuts away what was cut off at the end of a file of long names.
+pub(crate) fn mend_long_names(path: &Path) -> Result<()> {
+    let Ok(mut file) = OpenOptions::new().read(true).write(true).open(path) else { return Ok(()) };
+    let mut mend = || {
+        let length = file.metadata()?.len();
+        // No line is longer than a key may be long, twice, in hexadecimal digits.
+        let tail = length.min(1 << 20);
+        file.seek(SeekFrom::Start(length - tail))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1);
+        if whole < tail { file.set_len(length - tail + whole) } else { Ok(()) }
+    };
+    mend().map_err(|e| write_error(path, e))
 }
 
 fn from_hex(hex: &str) -> Option<Vec<u8>> {

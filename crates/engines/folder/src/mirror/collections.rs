@@ -6,14 +6,12 @@ use super::{Inner, Mirror, Open, Touched, attachments_of, in_the_way, remove, re
 use crate::collection::Collection;
 use crate::layout::Layout;
 use crate::leftovers;
-use crate::marker::Naming;
+use crate::marker::{self, Naming};
 use crate::names::{self, NAMES_FILE, show};
 use crate::target::Placement;
 use crate::writer::write_error;
 use model::{CollectionId, CollectionInfo, PlannedCollection, Result};
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
 use std::time::SystemTime;
 
 impl Mirror {
@@ -94,7 +92,7 @@ impl Mirror {
             let place = Placement { entry: kept.entry.clone(), layout: Layout::Files, naming: Naming::Encoded };
             let planned = PlannedCollection { info: kept.info.clone(), target: kept.info.name.clone() };
             let collection = Collection::start(&self.root, planned, place, self.temporary.clone(), true, false, None)?;
-            mend_names(&folder)?;
+            marker::mend_long_names(&folder.join(NAMES_FILE))?;
             leftovers::remove_temporary(&folder, SystemTime::now());
             let ledger = Ledger::open(self.home.join(format!("files-{}", kept.number)))?;
             inner.open.insert(id.clone(), Open { collection: collection.into(), folder, ledger, scan: 0 });
@@ -166,21 +164,4 @@ impl Mirror {
         open.ledger.settle()?;
         Ok(touched)
     }
-}
-
-/// Cuts away what was cut off at the end of the file of long keys.
-fn mend_names(folder: &Path) -> Result<()> {
-    let path = folder.join(NAMES_FILE);
-    let Ok(mut file) = fs::OpenOptions::new().read(true).write(true).open(&path) else { return Ok(()) };
-    let mut mend = || {
-        let length = file.metadata()?.len();
-        // No line is longer than a key may be long, twice, in hexadecimal digits.
-        let tail = length.min(1 << 20);
-        file.seek(SeekFrom::Start(length - tail))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at as u64 + 1);
-        if whole < tail { file.set_len(length - tail + whole) } else { Ok(()) }
-    };
-    mend().map_err(|e| write_error(&path, e))
 }

@@ -178,3 +178,23 @@ async fn attachments_come_and_go() {
     assert_eq!(mirror.end_scan(&id).unwrap().len(), 1);
     assert_eq!(mirror.read(&id, b"a/b").unwrap(), Found::Same(b"{}".to_vec(), 1));
 }
+
+#[test]
+fn long_keys_are_told_once_however_often_it_begins_anew() {
+    let home = tempfile::tempdir().unwrap();
+    let (id, long) = (CollectionId::new("1"), "x".repeat(300));
+    let told = || fs::read_to_string(home.path().join("c").join(NAMES_FILE)).unwrap();
+    let mut first = None;
+    for torn in ["", "", "{\"file\":\"x"] {
+        let mirror = Mirror::open(home.path()).unwrap();
+        mirror.keep(&info("1", "c")).unwrap();
+        mirror.write(&id, &[put(&long, "1", 5), put(&long.to_uppercase(), "2", 5)]).unwrap();
+        assert_eq!(told(), *first.get_or_insert_with(told));
+        assert_eq!(told().lines().count(), 2);
+        drop(mirror);
+        // As if the power had gone.
+        fs::write(home.path().join("c").join(NAMES_FILE), told() + torn).unwrap();
+    }
+    Mirror::open(home.path()).unwrap();
+    assert_eq!(told(), first.unwrap());
+}
