@@ -119,6 +119,8 @@ struct Trouble {
 struct Script {
     /// What happened at times 1, 2, 3…
     history: Mutex<Vec<Vec<Op>>>,
+    /// Held while something happens: what happens depends on what was before.
+    happening: Mutex<()>,
     dice: Dice,
     trouble: Trouble,
     /// Whether parts of collections are read at times of their own.
@@ -130,7 +132,14 @@ struct Script {
 impl Script {
     fn new(seed: u64) -> Script {
         let (apart, trouble) = (seed % 2 == 1, Trouble::default());
-        Script { history: Mutex::default(), dice: Dice(SeededRandom::new(seed)), trouble, apart, is_busy: true }
+        Script {
+            history: Mutex::default(),
+            happening: Mutex::default(),
+            dice: Dice(SeededRandom::new(seed)),
+            trouble,
+            apart,
+            is_busy: true,
+        }
     }
 
     fn now(&self) -> u64 {
@@ -145,6 +154,7 @@ impl Script {
 
     /// Something happens, perhaps several things at once.
     fn happen(&self) {
+        let _alone = self.happening.lock().unwrap();
         let mut world = self.world(self.now());
         let mut ops = Vec::new();
         for _ in 0..=self.dice.below(3) {
