@@ -130,6 +130,13 @@ impl Error {
         self
     }
 
+    /// The same error with one more hint, after those that it has.
+    pub fn also(self, hint: impl Into<String>) -> Self {
+        let more = hint.into();
+        let hint = self.hint_text().map_or(more.clone(), |before| format!("{before}; {more}"));
+        self.hint(hint)
+    }
+
     /// The same error with the work it interrupted, for example `reading collection books`.
     pub fn context(mut self, doing: impl Into<String>) -> Self {
         self.inner.context.insert(0, doing.into());

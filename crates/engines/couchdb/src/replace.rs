@@ -29,11 +29,7 @@ pub(crate) async fn put_in_place(
     settings: bool,
 ) -> Result<()> {
     let (scratch, name) = (&target.writer.database, &target.planned.target);
-    let keep = |e: Error, more: &str| {
-        let hint = format!("everything is in the database {scratch}{more}");
-        let hint = e.hint_text().map_or(hint.clone(), |h| format!("{h}; {hint}"));
-        e.hint(hint)
-    };
+    let keep = |e: Error, more: &str| e.also(format!("everything is in the database {scratch}{more}"));
     let expected = target.written().sum;
     let untouched = format!("; {name} was not touched");
     check(server, scratch, expected, settings).await.map_err(|e| keep(e, &untouched))?;

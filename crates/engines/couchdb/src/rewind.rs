@@ -160,8 +160,7 @@ impl SinkSession for Rewind {
             Err(e) => {
                 self.settle().await;
                 let left = self.left();
-                let hint = || format!("left behind in the target: {}", left.join(", "));
-                Err(if left.is_empty() { e } else { e.hint(hint()) })
+                Err(if left.is_empty() { e } else { e.also(format!("left behind in the target: {}", left.join(", "))) })
             }
         }
     }

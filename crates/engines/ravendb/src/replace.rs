@@ -49,11 +49,7 @@ pub(crate) async fn put_in_place(
     stops: bool,
 ) -> Result<()> {
     let (name, kept) = (server.database()?, scratch.database()?);
-    let keep = |e: Error, more: &str| {
-        let hint = format!("everything is in the database {kept}; {more}");
-        let hint = e.hint_text().map_or(hint.clone(), |h| format!("{h}; {hint}"));
-        e.hint(hint)
-    };
+    let keep = |e: Error, more: &str| e.also(format!("everything is in the database {kept}; {more}"));
     let checked = check(scratch, expected, same_version).await;
     checked.map_err(|e| keep(e, &format!("{name} was not touched")))?;
     let anew = async {
