@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+
 /// Documents that are looked at together.
 const AT_ONCE: usize = 500;
 /// Batches that are brought in side by side, and of one batch so many documents with attachments.
@@ -77,6 +78,14 @@ struct Head {
     rev: String,
     #[serde(default)]
     deleted: bool,
+}
+
+impl Head {
+    /// The revision that a new one names as the one before it. A deleted document is made anew on top of its
+    /// deletion if none is named, and only then.
+    fn base(&self) -> Option<&str> {
+        (!self.deleted).then_some(&*self.rev)
+    }
 }
 
 #[derive(Deserialize)]
@@ -208,8 +217,7 @@ impl Past {
                 }
                 continue;
             };
-            // A deleted document is made anew on top of its deletion if no revision is named, and only then.
-            let rev = head.as_ref().filter(|head| !head.deleted).map(|head| &*head.rev);
+            let rev = head.as_ref().and_then(Head::base);
             let now = revise::winner(leaves);
             let is_equal = is_there
                 && (rev == Some(&was.rev)
@@ -252,8 +260,7 @@ impl Past {
 
     /// Sends one; gives it back if somebody else was faster.
     async fn attached<'a>(&self, want: Wanted<'a>, head: Option<Head>) -> Result<Option<Wanted<'a>>> {
-        // A deleted document is made anew on top of its deletion if no revision is named, and only then.
-        let rev = head.as_ref().filter(|head| !head.deleted).map(|head| &*head.rev);
+        let rev = head.as_ref().and_then(Head::base);
         let (Some(was), Some((contents, Some(source)))) = (&want.was, &want.attached) else { return Ok(None) };
         if self.writer.attached_anew(was, contents, source, rev).await? {
             return Ok(Some(want));
