@@ -1,10 +1,8 @@
-//! Records sorted into groups by hash, in little memory: what does not fit goes to a temporary file
-//! without a name, encrypted with a key that nobody keeps.
+//! Records sorted into groups by hash, in little memory: what does not fit goes to a temporary file.
 
+use crate::read::spill::{OpenFile, Place, Spill};
 use model::{Error, Result};
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
 
 /// Bits of a hash that tell its partition.
 const BITS: u32 = 6;
@@ -16,38 +14,33 @@ const HEAD: usize = 12;
 pub(crate) struct Partitions {
     /// Bytes that are held in memory, and that one group has.
     limit: usize,
-    key: [u8; 32],
+    open: OpenFile,
     /// How many bits of the hashes are the same in all records.
     told: u32,
     buckets: Vec<Bucket>,
     held: usize,
-    file: Option<File>,
-    end: u64,
+    file: Option<Spill>,
 }
 
 #[derive(Debug, Default)]
 struct Bucket {
     held: Vec<u8>,
-    /// Where pieces of it are in the file: from, and bytes.
-    spilled: Vec<(u64, usize)>,
-}
-
-impl Bucket {
-    fn bytes(&self) -> usize {
-        self.held.len() + self.spilled.iter().map(|(_, bytes)| bytes).sum::<usize>()
-    }
+    /// Where pieces of it are in the file.
+    spilled: Vec<Place>,
+    /// Bytes of all that it was given.
+    bytes: usize,
 }
 
 impl Partitions {
-    /// Holds about so many bytes in memory. The key must never have been used before.
-    pub fn new(limit: usize, key: [u8; 32]) -> Self {
-        Self::of(limit, key, 0)
+    /// Holds about so many bytes in memory.
+    pub fn new(limit: usize, open: OpenFile) -> Self {
+        Self::of(limit, open, 0)
     }
 
-    fn of(limit: usize, key: [u8; 32], told: u32) -> Self {
+    fn of(limit: usize, open: OpenFile, told: u32) -> Self {
         let mut buckets = Vec::new();
         buckets.resize_with(1 << BITS, Bucket::default);
-        Partitions { limit, key, told, buckets, held: 0, file: None, end: 0 }
+        Partitions { limit, open, told, buckets, held: 0, file: None }
     }
 
     /// Takes a record.
@@ -56,24 +49,18 @@ impl Partitions {
         bucket.held.extend_from_slice(&hash.to_le_bytes());
         bucket.held.extend_from_slice(&(record.len() as u32).to_le_bytes());
         bucket.held.extend_from_slice(record);
+        bucket.bytes += HEAD + record.len();
         self.held += HEAD + record.len();
         if self.held > self.limit { self.spill() } else { Ok(()) }
     }
 
     fn spill(&mut self) -> Result<()> {
-        let failed = |e| {
-            Error::io("writing a temporary file", e).hint("make room in the temporary folder, or set TMPDIR to another")
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(Spill::open(self.open)?),
         };
-        if self.file.is_none() {
-            self.file = Some(tempfile::tempfile().map_err(failed)?);
-        }
-        let Some(file) = &mut self.file else { return Err(Error::bug("a temporary file was not made")) };
         for bucket in self.buckets.iter_mut().filter(|b| !b.held.is_empty()) {
-            let mut bytes = std::mem::take(&mut bucket.held);
-            apply_key(&self.key, self.end, &mut bytes);
-            file.write_all(&bytes).map_err(failed)?;
-            bucket.spilled.push((self.end, bytes.len()));
-            self.end += bytes.len() as u64;
+            bucket.spilled.push(file.write(&mut std::mem::take(&mut bucket.held))?);
         }
         self.held = 0;
         Ok(())
@@ -84,26 +71,12 @@ impl Partitions {
         Groups { all: VecDeque::from([self]) }
     }
 
-    fn read_back(&mut self, (from, length): (u64, usize)) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        let mut read = || -> io::Result<()> {
-            let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
-            file.seek(SeekFrom::Start(from))?;
-            file.read_exact(&mut bytes)
-        };
-        read().map_err(|e| Error::io("reading a temporary file back", e))?;
-        apply_key(&self.key, from, &mut bytes);
-        Ok(bytes)
-    }
-}
-
-/// Encrypts or decrypts what stands at a place of the file, no two things ever at the same one.
-fn apply_key(key: &[u8; 32], at: u64, bytes: &mut [u8]) {
-    let mut stream = blake3::Hasher::new_keyed(key).update(&at.to_le_bytes()).finalize_xof();
-    let mut mask = [0; 4096];
-    for piece in bytes.chunks_mut(mask.len()) {
-        stream.fill(&mut mask[..piece.len()]);
-        piece.iter_mut().zip(&mask).for_each(|(byte, mask)| *byte ^= mask);
+    fn read_back(&mut self, place: Place) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        match &mut self.file {
+            Some(file) => file.read(place, &mut bytes).map(|()| bytes),
+            None => Err(Error::bug("a temporary file was not made")),
+        }
     }
 }
 
@@ -124,7 +97,7 @@ impl Groups {
                 }
             }
             let Some(mut bucket) = partitions.buckets.pop() else { continue };
-            let (large, told) = (bucket.bytes() > partitions.limit, partitions.told + BITS);
+            let (large, told) = (bucket.bytes > partitions.limit, partitions.told + BITS);
             // What was spilled came before what is held.
             let spilled = std::mem::take(&mut bucket.spilled);
             if !large || told + BITS > 64 {
@@ -139,10 +112,7 @@ impl Groups {
                     false => return Ok(Some(Group(bytes))),
                 }
             }
-            // Another key for another file.
-            let place = [told.to_le_bytes(), (partitions.buckets.len() as u32).to_le_bytes()].concat();
-            let key = *blake3::keyed_hash(&partitions.key, &place).as_bytes();
-            let mut smaller = Partitions::of(partitions.limit, key, told);
+            let mut smaller = Partitions::of(partitions.limit, partitions.open, told);
             for at in spilled {
                 for (hash, record) in Group(partitions.read_back(at)?).records() {
                     smaller.push(hash, record)?;
@@ -182,6 +152,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::io::{Read, Seek, SeekFrom};
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
@@ -193,7 +164,7 @@ mod tests {
             spread: bool,
         ) {
             let mut expected: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
-            let mut partitions = Partitions::new(limit, [7; 32]);
+            let mut partitions = Partitions::new(limit, tempfile::tempfile);
             for (number, byte) in records {
                 let hash = if spread { number.wrapping_mul(0x9e37_79b9_7f4a_7c15) } else { number };
                 let record = vec![byte; usize::from(byte % 50)];
@@ -217,10 +188,10 @@ mod tests {
 
     #[test]
     fn the_file_shows_nothing() {
-        let mut partitions = Partitions::new(1000, [1; 32]);
+        let mut partitions = Partitions::new(1000, tempfile::tempfile);
         (0..100).for_each(|i| partitions.push(i << 58, b"a secret that must not be seen").unwrap());
         let mut bytes = Vec::new();
-        let mut file = partitions.file.take().unwrap();
+        let mut file = partitions.file.take().unwrap().into_file();
         file.seek(SeekFrom::Start(0)).unwrap();
         file.read_to_end(&mut bytes).unwrap();
         assert!(bytes.len() > 2000 && !bytes.windows(6).any(|w| w == b"secret"));

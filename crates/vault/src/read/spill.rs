@@ -76,6 +76,14 @@ impl Spill {
     }
 }
 
+#[cfg(test)]
+impl Spill {
+    /// The file itself, to look at what is in it.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
 fn nonce(place: Place) -> Nonce {
     let mut nonce = Nonce::default();
     nonce[..8].copy_from_slice(&place.at.to_le_bytes());

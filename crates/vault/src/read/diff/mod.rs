@@ -128,7 +128,7 @@ impl Diff {
         if !work.choose().await? {
             return Ok(());
         }
-        let mut partitions = Partitions::new(self.memory, self.vault.inner.seams.bytes());
+        let mut partitions = Partitions::new(self.memory, tempfile::tempfile);
         work.collect(&mut partitions).await?;
         let mut groups = partitions.groups();
         while let Some(group) = groups.next()? {
