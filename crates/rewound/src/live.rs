@@ -177,6 +177,9 @@ pub async fn live(
             Err(e) if may_pass(&e) && live.was_reached() && !job.stop.is_asked() => {
                 job.note(format!("{e}; trying again"));
                 pause = live.pause(pause).await;
+                if job.stop.is_asked() && live.report.points == 0 {
+                    return Err(interrupted());
+                }
             }
             Err(e) => return Err(e),
         }

@@ -16,6 +16,7 @@ use rewound::live::{LiveOptions, LiveReport, live};
 use rewound::{Job, Stop};
 use scripted::{Db, Dice, Scripted, State, Trouble, patcher, time};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Notes, job};
@@ -334,6 +335,44 @@ impl Bench {
         let access = Access { identities: Vec::new(), config: None, seams: self.seams.clone() };
         Vault::open(self.disk.storage(), access).await.unwrap()
     }
+}
+
+/// A source that answers, but not how it can be read.
+struct Unready(Scripted, AtomicU32);
+
+#[async_trait::async_trait]
+impl Source for Unready {
+    async fn describe(&self) -> model::Result<model::Description> {
+        self.0.describe().await
+    }
+
+    async fn plan(&self, _: &Selection, _: Option<&model::SourceState>) -> model::Result<model::Plan> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Err(model::Error::new(ErrorKind::Retry, "the server is starting"))
+    }
+
+    async fn read(
+        &self,
+        part: &model::Part,
+        store: Arc<dyn model::AttachmentStore>,
+    ) -> model::Result<model::ScanStream> {
+        self.0.read(part, store).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_live_backup_waits_for_a_source_that_answers_and_can_be_stopped_then() {
+    let bench = Bench::new(1).await;
+    let (job, _, stop) = live_job();
+    let source = Unready(Scripted(Db::new(1)), AtomicU32::new(0));
+    let how = LiveOptions::default();
+    let vaults = [&bench.vault];
+    let (report, ()) = tokio::join!(go_live(&job, &source, &vaults, &how), async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        stop.ask();
+    });
+    assert_eq!(report.unwrap_err().kind(), ErrorKind::Interrupted);
+    assert!(source.1.load(Ordering::SeqCst) > 3);
 }
 
 #[tokio::test(start_paused = true)]
