@@ -8,7 +8,7 @@ use crate::buffers::Buffers;
 use crate::frame::OpenFrame;
 use crate::segment::Draft;
 use model::limits::{FRAME, HASH_LIST, SEGMENT_MAX, SEGMENT_MIN, SEGMENT_TARGET};
-use model::{Batch, CollectionId, Encoding, EngineTime, Result};
+use model::{Batch, CollectionId, Encoding, EngineTime, Error, Result};
 use std::collections::HashMap;
 
 /// Where a frame went.
@@ -28,6 +28,8 @@ struct Lane {
     draft: Draft,
     documents: u64,
 }
+
+type LaneKey = (CollectionId, Encoding);
 
 /// Raw bytes that segments are cut by.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +55,10 @@ impl Sizes {
 pub(crate) struct Packer {
     sizes: Sizes,
     buffers: Buffers,
-    lanes: HashMap<(CollectionId, Encoding), Lane>,
+    /// The lane that was written to last, which is not among the others: most documents follow one of their
+    /// own collection.
+    current: Option<(LaneKey, Lane)>,
+    lanes: HashMap<LaneKey, Lane>,
     shared: HashMap<Encoding, Draft>,
     placements: Placements,
     /// Whether frames were discarded after they went into a segment.
@@ -70,12 +75,17 @@ impl Packer {
 
     /// Adds a document that was read at a time of its own, if that is given.
     pub fn push(&mut self, batch: &Batch, i: usize, key_hash: u64, read: Option<EngineTime>) -> Result<()> {
-        let key = (batch.collection.clone(), batch.encoding);
-        let lane = self.lanes.entry(key).or_insert_with(|| Lane {
-            open: None,
-            draft: Draft::new(batch.encoding),
-            documents: 0,
-        });
+        let is_its = |((collection, encoding), _): &(LaneKey, Lane)| {
+            *collection == batch.collection && *encoding == batch.encoding
+        };
+        if !self.current.as_ref().is_some_and(is_its) {
+            self.rest();
+            let key = (batch.collection.clone(), batch.encoding);
+            let empty = || Lane { open: None, draft: Draft::new(batch.encoding), documents: 0 };
+            let lane = self.lanes.remove(&key).unwrap_or_else(empty);
+            self.current = Some((key, lane));
+        }
+        let Some((_, lane)) = &mut self.current else { return Err(Error::bug("a lane is gone")) };
         if let Some(open) = lane.open.take_if(|open| !open.fits(batch) || open.read != read) {
             lane.draft.push(open.close()?);
         }
@@ -100,8 +110,14 @@ impl Packer {
         Ok(())
     }
 
+    /// Puts the current lane to the others.
+    fn rest(&mut self) {
+        self.lanes.extend(self.current.take());
+    }
+
     /// A collection has been read: its last frames move to the shared segments.
     pub fn end(&mut self, collection: &CollectionId) -> Result<()> {
+        self.rest();
         for encoding in [Encoding::Bson, Encoding::Json, Encoding::Bin] {
             let Some(mut lane) = self.lanes.remove(&(collection.clone(), encoding)) else { continue };
             if let Some(open) = lane.open.take() {
@@ -123,6 +139,7 @@ impl Packer {
 
     /// Ends everything.
     pub fn finish(&mut self) -> Result<()> {
+        self.rest();
         let mut collections: Vec<_> = self.lanes.keys().map(|(c, _)| c.clone()).collect();
         collections.sort();
         collections.iter().try_for_each(|c| self.end(c))?;
@@ -137,6 +154,7 @@ impl Packer {
     /// Forgets all frames of a collection; those in segments that are cut already stay there
     /// unused.
     pub fn discard(&mut self, collection: &CollectionId) {
+        self.rest();
         self.lanes.retain(|(c, _), _| c != collection);
         for draft in self.shared.values_mut() {
             draft.frames.retain(|f| f.collection != *collection);
