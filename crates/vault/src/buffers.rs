@@ -1,46 +1,111 @@
 //! Buffers that are used again.
 //!
 //! A backup fills half a megabyte of frame after half a megabyte of frame, on one thread, and
-//! empties them on others. Allocators keep what is freed like that, for each thread by itself, and
-//! clear fresh pages each time; here the same few buffers go around.
+//! empties them on others; a restore does it the other way round. Allocators keep what is freed like
+//! that, for each thread by itself, and clear fresh pages each time; here the same few buffers go around.
 
-use model::limits::{FRAME, SEGMENT_TARGET};
+use bytes::Bytes;
+use model::limits::{FRAME, SEGMENT_MAX, SEGMENT_TARGET};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers that are kept at most: four segments' frames.
-const KEPT: usize = 4 * SEGMENT_TARGET / FRAME;
 /// Room after a frame's size for the document that ends it.
 const SPARE: usize = FRAME / 16;
 
-/// Frame bodies that wait to be filled again.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+/// What a pool of buffers is for, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Who expects less gets a small buffer, which is not kept: frames of small collections may wait by
+    /// the thousands.
+    expected: usize,
+    /// A new buffer has this.
+    new: usize,
+    /// Buffers of at least and at most this are kept.
+    kept: (usize, usize),
+    /// So many.
+    count: usize,
+}
+
+/// Bodies of frames: those of four segments.
+const FRAMES: Sizes = Sizes {
+    expected: FRAME / 4,
+    new: FRAME + SPARE,
+    kept: (FRAME, 2 * FRAME + 2 * SPARE),
+    count: 4 * SEGMENT_TARGET / FRAME,
+};
+/// Whole segments: one that is read, and one that is decrypted.
+const SEGMENTS: Sizes = Sizes { expected: 1 << 20, new: 0, kept: (1 << 20, SEGMENT_MAX), count: 2 };
+
+/// Buffers that wait to be filled again.
+#[derive(Debug, Clone)]
+pub(crate) struct Buffers {
+    sizes: Sizes,
+    kept: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Buffers::of_frames()
+    }
+}
 
 impl Buffers {
-    /// An empty buffer for the body of a frame whose first batch has this many bytes. Small
-    /// collections get small buffers: they may wait by the thousands.
+    /// For the bodies of frames.
+    pub fn of_frames() -> Self {
+        Buffers { sizes: FRAMES, kept: Arc::default() }
+    }
+
+    /// For whole segments, as they are stored.
+    pub fn of_segments() -> Self {
+        Buffers { sizes: SEGMENTS, kept: Arc::default() }
+    }
+
+    /// An empty buffer for what begins with this many bytes.
     pub fn take(&self, expected: usize) -> Vec<u8> {
-        if expected < FRAME / 4 {
+        if expected < self.sizes.expected {
             return Vec::with_capacity(expected + 1024);
         }
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        kept.unwrap_or_else(|| Vec::with_capacity(FRAME + SPARE))
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| Vec::with_capacity(self.sizes.new))
     }
 
     /// Frees what waits.
     pub fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// A buffer's bytes, which comes back when nobody has them any more.
+    pub fn lend(&self, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Lent { buffer, home: self.clone() })
     }
 
     /// Gives a buffer back.
     pub fn give(&self, mut buffer: Vec<u8>) {
-        if (FRAME..=2 * FRAME + 2 * SPARE).contains(&buffer.capacity()) {
+        let (least, most) = self.sizes.kept;
+        if (least..=most).contains(&buffer.capacity()) {
             buffer.clear();
-            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.len() < KEPT {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < self.sizes.count {
                 kept.push(buffer);
             }
         }
+    }
+}
+
+/// A buffer on loan.
+struct Lent {
+    buffer: Vec<u8>,
+    home: Buffers,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.home.give(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -49,8 +114,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_lent_comes_back_from_the_last_who_has_it() {
+        let buffers = Buffers::of_frames();
+        let mut body = buffers.take(FRAME);
+        body.extend_from_slice(b"lent");
+        let place = body.as_ptr();
+        let lent = buffers.lend(body);
+        let part = lent.slice(1..3);
+        drop(lent);
+        let other = buffers.take(FRAME);
+        assert_ne!(other.as_ptr(), place);
+        assert_eq!(&part[..], b"en");
+        drop(part);
+        let again = buffers.take(FRAME);
+        assert_eq!((again.as_ptr(), again.len()), (place, 0));
+    }
+
+    #[test]
     fn frames_use_the_same_memory_again() {
-        let buffers = Buffers::default();
+        let buffers = Buffers::of_frames();
         let mut body = buffers.take(FRAME / 2);
         body.resize(FRAME + 100, 1);
         let place = body.as_ptr();
@@ -64,13 +146,13 @@ mod tests {
 
     #[test]
     fn neither_small_nor_huge_buffers_are_kept() {
-        let buffers = Buffers::default();
+        let buffers = Buffers::of_frames();
         for capacity in [10, FRAME / 2, 10 * FRAME] {
             buffers.give(Vec::with_capacity(capacity));
         }
-        for _ in 0..2 * KEPT {
+        for _ in 0..2 * FRAMES.count {
             buffers.give(Vec::with_capacity(FRAME));
         }
-        assert_eq!(buffers.0.lock().map(|kept| kept.len()).ok(), Some(KEPT));
+        assert_eq!(buffers.kept.lock().map(|kept| kept.len()).ok(), Some(FRAMES.count));
     }
 }

@@ -1,6 +1,8 @@
 //! Encryption of objects with age, and signatures with ed25519.
 
+use crate::buffers::Buffers;
 use crate::hash::unhex32;
+use bytes::Bytes;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use model::{Error, Result};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -143,6 +145,14 @@ impl Cipher {
         decrypt(&self.identities, &stored)
     }
 
+    /// The same, into memory of these buffers.
+    pub(crate) fn open_into(&self, stored: Bytes, buffers: &Buffers) -> Result<Bytes> {
+        if self.is_plain() {
+            return Ok(stored);
+        }
+        decrypt_into(&self.identities, &stored, buffers.take(stored.len())).map(|plain| buffers.lend(plain))
+    }
+
     /// Which stored bytes are needed to read `plain` bytes (a range of the decrypted object) of an
     /// object with a head of `head` bytes and `size` bytes in all.
     pub(crate) fn stored_range(&self, head: u64, size: u64, plain: std::ops::Range<u64>) -> std::ops::Range<u64> {
@@ -234,10 +244,14 @@ pub(crate) fn encrypt_to(recipients: &[String], plain: &[u8]) -> Result<Vec<u8>>
 
 /// Decrypts a whole age file with any of the identities.
 pub(crate) fn decrypt(identities: &[Identity], stored: &[u8]) -> Result<Vec<u8>> {
+    decrypt_into(identities, stored, Vec::new())
+}
+
+fn decrypt_into(identities: &[Identity], stored: &[u8], mut plain: Vec<u8>) -> Result<Vec<u8>> {
     let decryptor = age::Decryptor::new_buffered(stored).map_err(|e| damaged(&e))?;
     let identities = identities.iter().map(|i| &*i.0 as &dyn age::Identity);
     let mut reader = decryptor.decrypt(identities).map_err(|e| no_key(&e))?;
-    let mut plain = Vec::with_capacity(stored.len());
+    plain.reserve_exact(stored.len());
     reader.read_to_end(&mut plain).map_err(|e| damaged(&e))?;
     Ok(plain)
 }

@@ -25,6 +25,8 @@ pub(crate) struct Objects {
     pub storage: Arc<dyn Storage>,
     pub keys: HashKeys,
     pub cipher: Cipher,
+    /// Where the memory of what is decrypted goes around.
+    pub buffers: Buffers,
 }
 
 impl Objects {
@@ -102,8 +104,8 @@ impl Objects {
         if self.cipher.is_plain() {
             return Ok(stored);
         }
-        let cipher = self.cipher.clone();
-        blocking(move || cipher.open(stored.into()).map(Bytes::from)).await
+        let (cipher, buffers) = (self.cipher.clone(), self.buffers.clone());
+        blocking(move || cipher.open_into(stored, &buffers)).await
     }
 
     /// Reads an object that is one zstd frame of JSON.
@@ -202,7 +204,7 @@ impl ObjectWriter {
             doomed,
             random,
             stored: AtomicU64::new(0),
-            buffers: Buffers::default(),
+            buffers: Buffers::of_frames(),
             presses: Mutex::default(),
         }
     }

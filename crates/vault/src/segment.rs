@@ -10,7 +10,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use model::{Encoding, Error, Result};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::io::Read;
+use zstd::bulk::Decompressor;
 
 /// Magic number of a skippable frame that holds a seek table (zstd seekable format 0.1.0).
 const SKIPPABLE: u32 = 0x184D_2A5E;
@@ -259,20 +261,40 @@ pub(crate) fn split(plain: &Bytes) -> Result<Vec<(Bytes, u32)>> {
 
 /// Decompresses one frame, never into more than the limit.
 pub(crate) fn decompress(stored: &[u8], raw: u32) -> Result<Bytes> {
+    decompress_into(stored, raw, Vec::new()).map(Bytes::from)
+}
+
+fn decompress_into(stored: &[u8], raw: u32, mut plain: Vec<u8>) -> Result<Vec<u8>> {
     if raw as usize > model::limits::FRAME_MAX {
         return Err(Error::corrupt(format!("a frame claims {raw} bytes, more than any frame has")));
     }
-    let plain = zstd::bulk::decompress(stored, raw as usize)
-        .map_err(|e| Error::corrupt(format!("a frame cannot be decompressed: {e}")))?;
+    plain.clear();
+    plain.reserve_exact(raw as usize);
+    // A decompressor takes longer to make than to fill a small frame.
+    thread_local!(static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) });
+    let decompressed = DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(kept) => kept,
+            none => none.insert(Decompressor::new()?),
+        };
+        decompressor.decompress_to_buffer(stored, &mut plain)
+    });
+    decompressed.map_err(|e| Error::corrupt(format!("a frame cannot be decompressed: {e}")))?;
     if plain.len() != raw as usize {
         return Err(Error::corrupt("a frame has another size than its table says"));
     }
-    Ok(plain.into())
+    Ok(plain)
 }
 
 /// Decompresses and reads one frame.
 pub(crate) fn read_frame(encoding: Encoding, stored: &[u8], raw: u32) -> Result<Frame> {
     frame::parse(encoding, decompress(stored, raw)?)
+}
+
+/// The same, into a buffer of these.
+pub(crate) fn read_frame_into(encoding: Encoding, stored: &[u8], raw: u32, buffers: &Buffers) -> Result<Frame> {
+    let plain = decompress_into(stored, raw, buffers.take(raw as usize))?;
+    frame::parse(encoding, buffers.lend(plain))
 }
 
 /// Decompresses as much of a frame as its header takes: documents without their bodies. None if their

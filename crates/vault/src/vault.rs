@@ -1,5 +1,6 @@
 //! A vault, made or opened.
 
+use crate::buffers::Buffers;
 use crate::config::Config;
 use crate::crypto::{Cipher, Identity};
 use crate::hash::HashKeys;
@@ -114,6 +115,7 @@ impl Vault {
             Some(secrets) => Some(Objects {
                 storage: storage.clone(),
                 keys: HashKeys::derive(&secrets.naming),
+                buffers: Buffers::of_segments(),
                 cipher: if plain {
                     Cipher::plain()
                 } else {

@@ -1,5 +1,6 @@
 //! Reads frames of segments, keeping the last few segments for the collections that share them.
 
+use crate::buffers::Buffers;
 use crate::frame::Frame;
 use crate::name::stored_hash;
 use crate::objects::{Objects, blocking};
@@ -21,11 +22,13 @@ type Frames = Arc<Vec<(Bytes, u32)>>;
 pub(crate) struct Segments {
     objects: Objects,
     kept: Mutex<VecDeque<(String, Arc<OnceCell<Frames>>)>>,
+    /// Where the memory of frames goes around.
+    buffers: Buffers,
 }
 
 impl Segments {
     pub fn new(objects: Objects) -> Self {
-        Segments { objects, kept: Mutex::default() }
+        Segments { objects, kept: Mutex::default(), buffers: Buffers::of_frames() }
     }
 
     /// All frames of a segment, compressed. Read once when several ask at the same time.
@@ -58,6 +61,7 @@ impl Segments {
         let path = entry.object.clone();
         let encoding = encoding_of(&path)?;
         let frames = self.frames(&path).await?;
+        let buffers = self.buffers.clone();
         blocking(move || {
             wanted
                 .into_iter()
@@ -65,7 +69,7 @@ impl Segments {
                     let (stored, raw) = frames
                         .get(number as usize)
                         .ok_or_else(|| Error::corrupt(format!("it has no frame {number}")))?;
-                    segment::read_frame(encoding, stored, *raw)
+                    segment::read_frame_into(encoding, stored, *raw, &buffers)
                 })
                 .collect::<Result<Vec<_>>>()
                 .context(|| format!("reading {path}"))

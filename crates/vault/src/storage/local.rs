@@ -6,6 +6,7 @@
 
 use super::names::{TEMPORARY, check_name, check_prefix, is_component, split_prefix};
 use super::{Created, Entry, Storage};
+use crate::buffers::Buffers;
 use crate::vault_file::VAULT_FILE;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use futures::stream::{self, BoxStream};
 use model::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata};
-use std::io::{self, ErrorKind as Io, Write};
+use std::io::{self, ErrorKind as Io, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ struct Folder {
     /// Folders in which names are that the next sync has to make durable: those of objects that
     /// were written or found, as what a killed run left may be found and counted on.
     unsynced: Mutex<BTreeSet<PathBuf>>,
+    /// Where the memory of what is read goes around.
+    buffers: Buffers,
 }
 
 impl LocalStorage {
@@ -57,7 +60,12 @@ impl LocalStorage {
             return Err(Error::input(format!("{} is a file, not a folder", root.display()))
                 .hint("a vault is a folder: choose another path"));
         }
-        let folder = Folder { root, has_vault: AtomicBool::new(false), unsynced: Mutex::new(BTreeSet::new()) };
+        let folder = Folder {
+            root,
+            has_vault: AtomicBool::new(false),
+            unsynced: Mutex::new(BTreeSet::new()),
+            buffers: Buffers::of_segments(),
+        };
         folder.remove_leftovers();
         Ok(LocalStorage { folder: Arc::new(folder) })
     }
@@ -101,9 +109,9 @@ impl Storage for LocalStorage {
         check_name(name)?;
         let name = name.to_owned();
         self.run(move |folder| {
-            let bytes = fs::read(folder.path(&name)).map_err(|e| folder.error("reading", &name, e))?;
+            let bytes = folder.read(&name).map_err(|e| folder.error("reading", &name, e))?;
             folder.note_vault(&name);
-            Ok(bytes.into())
+            Ok(bytes)
         })
         .await
     }
@@ -284,6 +292,15 @@ impl Folder {
             self.unsynced().insert(parent.to_owned());
         }
         Ok(())
+    }
+
+    fn read(&self, name: &str) -> io::Result<Bytes> {
+        let mut file = File::open(self.path(name))?;
+        let size = file.metadata()?.len() as usize;
+        let mut bytes = self.buffers.take(size);
+        bytes.reserve_exact(size);
+        file.read_to_end(&mut bytes)?;
+        Ok(self.buffers.lend(bytes))
     }
 
     fn read_range(&self, name: &str, range: Range<u64>) -> io::Result<Bytes> {

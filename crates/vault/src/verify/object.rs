@@ -8,7 +8,6 @@ use crate::objects::{Objects, blocking};
 use crate::prune::{self, REMOVED};
 use crate::vault::Inner;
 use crate::vault_file::VAULT_FILE;
-use bytes::Bytes;
 use model::{Error, Result};
 use std::sync::Arc;
 
@@ -29,7 +28,7 @@ pub(super) async fn check(vault: &Arc<Inner>, open: Option<Objects>, path: &str)
         return blocking(move || {
             has_hash(&stored, &name.stored)?;
             match open {
-                Some(objects) => log::check(&name, &objects.cipher.open(stored.into())?.into(), &key),
+                Some(objects) => log::check(&name, &objects.cipher.open_into(stored, &objects.buffers)?, &key),
                 None => Ok(()),
             }
         })
@@ -46,7 +45,7 @@ pub(super) async fn check(vault: &Arc<Inner>, open: Option<Objects>, path: &str)
         has_hash(&stored, &name.stored)?;
         match open {
             Some(objects) => {
-                let plain = Bytes::from(objects.cipher.open(stored.into())?);
+                let plain = objects.cipher.open_into(stored, &objects.buffers)?;
                 content::check(&objects, &name, &plain)
             }
             None => Ok(()),

@@ -204,6 +204,7 @@ impl Spill {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::buffers::Buffers;
     use crate::crypto::Cipher;
     use crate::filter::look_up;
     use crate::manifest::FilterRef;
@@ -247,7 +248,12 @@ mod tests {
     /// Looks every key up, as `find` does.
     async fn all_found(hashes: &[u64], filters: &[Encoded]) {
         let storage = Arc::new(MemoryStorage::new(Arc::new(model::SystemClock)));
-        let objects = Objects { storage: storage.clone(), keys: HashKeys::derive(&[0; 32]), cipher: Cipher::plain() };
+        let objects = Objects {
+            storage: storage.clone(),
+            keys: HashKeys::derive(&[0; 32]),
+            cipher: Cipher::plain(),
+            buffers: Buffers::of_segments(),
+        };
         let mut references = Vec::new();
         for (i, Encoded { bytes, shard, bits, slot }) in filters.iter().enumerate() {
             let object = format!("f{i}");
