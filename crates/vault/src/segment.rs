@@ -20,7 +20,7 @@ const SEEKABLE: u32 = 0x8F92_EAB1;
 /// A skippable frame whose content means nothing: makes the same content another object.
 const SALT: u32 = 0x184D_2A50;
 
-/// So much of a frame is decompressed at once to read its header.
+/// So much of a frame is decompressed at first to read its header.
 const HEADER: usize = 32 << 10;
 
 /// Frames on their way into one segment.
@@ -306,12 +306,13 @@ pub(crate) fn read_header(encoding: Encoding, stored: &[u8], raw: u32) -> Result
     let mut decoder = decoder.take(u64::from(raw));
     let mut begun = Vec::with_capacity(HEADER);
     loop {
-        let wanted = frame::header_end(encoding, &begun).unwrap_or(begun.len() + HEADER);
+        // Twice as much each time: what is there is looked through again.
+        let wanted = frame::header_end(encoding, &begun).unwrap_or((2 * begun.len()).max(HEADER));
         if wanted <= begun.len() {
             let (json, _) = frame::split_header(encoding, &begun).ok_or_else(cut)?;
             return frame::parse_header(encoding, json, raw as usize);
         }
-        let more = (wanted - begun.len()).min(HEADER) as u64;
+        let more = (wanted - begun.len()) as u64;
         if decoder.by_ref().take(more).read_to_end(&mut begun).map_err(broken)? == 0 {
             return Err(cut());
         }
