@@ -209,17 +209,32 @@ fn live_backup_stores_what_changes() {
 }
 
 #[test]
-fn large_attachments_that_change_are_read_with_all_else() {
+fn attachments_that_are_too_large_for_a_change_are_read_with_all_else() {
     let (couch, host) = (CouchServer::shared(), Host::ready());
     let db = fill(&couch);
     couch.done("DELETE", &format!("/{db}/_design/no?rev=1-e"), "");
     let url = couch.url(&db);
     host.run(&["backup", &url, "--to", "v"]).ends(0);
-    let other = "QUJD".repeat((2 << 20) + 1);
-    couch.put_all(
-        &db,
-        &[leaf("large", &["g", "f"], &format!(r#""_attachments":{{"b":{{"content_type":"x/y","data":"{other}"}}}}"#))],
-    );
+    let put = |revisions: &[&str], data: &str| {
+        let attached = format!(r#""_attachments":{{"b":{{"content_type":"x/y","data":"{data}"}}}}"#);
+        couch.put_all(&db, &[leaf("large", revisions, &attached)]);
+    };
+    // Up to 8 MiB a change carries them.
+    put(&["g", "f"], &"QUJD".repeat((2 << 20) + 1));
+    let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
+    assert!(!ran.err.contains("too large"), "{ran:?}");
+    assert_eq!(ran.summary()["mode"], "changes", "{ran:?}");
+    let to = couch.database_name();
+    let ran = host.read(&["restore", "v", "--into", &couch.url(&to), "--json"]).ends(0);
+    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    same(&state(&couch, &to), &state(&couch, &db));
+    // Change log and scan say the same of it.
+    let full = host.read(&["backup", &url, "--to", "v", "--full", "--json"]).ends(0);
+    assert!(!full.out.contains("mismatch"), "{full:?}");
+    // Back to a small one: what was stored apart is no longer there.
+    put(&["h", "g", "f"], "QUFB");
+    host.run(&["backup", &url, "--to", "v"]).ends(0);
+    put(&["i", "h", "g", "f"], &"QUJD".repeat((8 << 20) / 3 + 1));
     let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
     assert!(ran.err.contains("too large for the change log"), "{ran:?}");
     assert_eq!(ran.of("vault")[0]["point"]["changed"], 2, "{ran:?}");

@@ -103,6 +103,13 @@ fn a_folder_follows_a_database() {
             && file("a%2fb.attachments/z").is_some()
             && file("a%2fb.attachments/x%2f%c3%bc.txt").is_none()
     });
+    // A folder has room for attachments that a vault's change log has none for.
+    let larger = "QUJD".repeat((17 << 20) / 3);
+    couch.put_all(&db, &[format!(r#"{{"_id":"large","_rev":"2-b","_revisions":{{"start":2,"ids":["b","a"]}},"_attachments":{{"one":{{"content_type":"x/y","data":"{larger}"}}}}}}"#)]);
+    wait("larger attachments", &|| {
+        let size = std::fs::metadata(host.path("out").join(&db).join("large.attachments/one")).map(|m| m.len());
+        size.is_ok_and(|bytes| bytes == (17 << 20) / 3 * 3) && file("large.attachments/two").is_none()
+    });
     let stopped = std::process::Command::new("kill").args(["-INT", &live.id().to_string()]).status().unwrap();
     assert!(stopped.success() && live.wait().unwrap().success());
 }

@@ -153,8 +153,10 @@ fn changes_are_read_by_etag_whatever_the_database_holds() {
     db.delete("orders/12");
     db.put("orders/12", r#"{"anew":1,"@metadata":{"@collection":"Orders"}}"#);
     backup("scan", "a document of counters is made again");
+    db.attach("orders/20", "middling.bin", &vec![6; 5 << 20]);
+    backup("changes", "an attachment of 5 MiB is added");
     // Larger than a change may carry; and one that was there before.
-    db.attach("orders/20", "large.bin", &vec![5; 5 << 20]);
+    db.attach("orders/20", "large.bin", &vec![5; 9 << 20]);
     backup("scan", "a large attachment is added");
     let full = host.run(&["backup", &url, "--to", "v", "--full", "--json"]).ends(0);
     assert!(!full.out.contains("mismatch"), "{}", full.out);
@@ -185,7 +187,7 @@ fn a_live_backup_follows_and_tells_deletions() {
     });
     std::thread::sleep(std::time::Duration::from_secs(2));
     // Changes cannot carry it: everything is read, and nothing is lost.
-    db.attach("orders/3", "large.bin", &vec![5; 5 << 20]);
+    db.attach("orders/3", "large.bin", &vec![5; 9 << 20]);
     until("a point with the large attachment", &|_| {
         host.run(&["points", "v", "--json"]).of("point").iter().any(|point| point["attachments"] == 1)
     });
@@ -196,7 +198,7 @@ fn a_live_backup_follows_and_tells_deletions() {
     let into = Raven::shared().no_database();
     let ran = host.read(&["restore", "v", "--into", &into.url(), "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true);
-    assert_eq!(into.done("GET", "/attachments?id=orders%2F3&name=large.bin", b""), vec![5; 5 << 20]);
+    assert_eq!(into.done("GET", "/attachments?id=orders%2F3&name=large.bin", b""), vec![5; 9 << 20]);
     assert_eq!(into.documents(), db.documents(), "{}", fs::read_to_string(host.path("live.jsonl")).unwrap());
     assert_eq!(into.count("CountOfDocuments"), 100);
 }

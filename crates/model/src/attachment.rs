@@ -69,6 +69,11 @@ pub trait AttachmentStore: Send + Sync {
         Ok(None)
     }
 
+    /// Bytes of the largest content that it takes.
+    fn largest(&self) -> u64 {
+        u64::MAX
+    }
+
     /// The content of a reference that this store made. The stream fails with
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the content does not have its digest.
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream>;
@@ -105,6 +110,10 @@ impl AttachmentStore for InlineStore {
     async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef> {
         let content = collect_attachment(content, limits::ATTACHMENT_INLINE as usize).await?;
         Ok(AttachmentRef::inline(&content))
+    }
+
+    fn largest(&self) -> u64 {
+        limits::ATTACHMENT_INLINE
     }
 
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {

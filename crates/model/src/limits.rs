@@ -18,9 +18,9 @@ pub const FRAME: usize = 512 << 10;
 /// Attachments smaller than this (1 MiB) are packed into segments; an object each would cost more
 /// in requests than in bytes.
 pub const ATTACHMENT_PACKED: usize = 1 << 20;
-/// The largest attachment that a change in the log may carry (4 MiB): the log keeps it beside the change,
-/// and memory holds a few of these.
-pub const ATTACHMENT_INLINE: u64 = 4 << 20;
+/// The largest attachment that a change in the log may carry (8 MiB): the log keeps it beside the change,
+/// and memory holds a few of these, in several forms. A photograph fits.
+pub const ATTACHMENT_INLINE: u64 = 8 << 20;
 /// Raw bytes of one part of a large attachment (16 MiB): bounds memory to a few parts in flight.
 pub const PART: usize = 16 << 20;
 /// Raw bytes a source should put into one batch (256 KiB): large enough that channel costs vanish.

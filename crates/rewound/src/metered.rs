@@ -42,6 +42,10 @@ impl AttachmentStore for Metered {
         self.inner.known(collection, key, body).await
     }
 
+    fn largest(&self) -> u64 {
+        self.inner.largest()
+    }
+
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
         Ok(self.count(self.inner.open(reference).await?))
     }

@@ -125,6 +125,10 @@ impl AttachmentStore for Tee {
         known.map(|known| of_all(known, &places)).transpose()
     }
 
+    fn largest(&self) -> u64 {
+        self.stores.iter().map(|store| store.largest()).min().unwrap_or(u64::MAX)
+    }
+
     async fn open(&self, _: &AttachmentRef) -> Result<AttachmentStream> {
         Err(Error::bug("a backup does not read attachments back"))
     }

@@ -71,8 +71,8 @@ struct Follower {
 
 /// What became of some documents.
 enum Told {
-    /// They were given, so many bytes.
-    Bytes(usize),
+    /// So many of them were given, so many bytes.
+    Given(usize, usize),
     /// They cannot be; only a scan shows them.
     Unseen(Gap),
 }
@@ -212,15 +212,26 @@ impl Follower {
                 } else if let Some(row) = page.rows.last() {
                     stand.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
                 }
-                let count = page.rows.len();
-                match self.documents(&reader, page.rows).await? {
-                    Told::Bytes(bytes) => limit = (PAGE_BYTES / (bytes / count.max(1)).max(1)).clamp(1, rows::PAGE),
+                let (given, bytes) = match self.documents(&reader, &page.rows, PAGE_BYTES).await? {
+                    Told::Given(given, bytes) => (given, bytes),
                     Told::Unseen(gap) => return Ok(Some(gap)),
-                }
-                let same = stand.seq == page.last;
-                stand.seq = page.last;
-                if same || !page.more {
-                    break;
+                };
+                limit = (PAGE_BYTES / (bytes / given.max(1)).max(1)).clamp(1, rows::PAGE);
+                if given < page.rows.len() {
+                    // Only the server knows where that is.
+                    let short = rows::page(&server.client, name, &stand.seq, given).await?;
+                    if short.rows[..] != page.rows[..given] {
+                        // Some have changed once more, and others come in their place.
+                        limit = given;
+                        continue;
+                    }
+                    stand.seq = short.last;
+                } else {
+                    let same = stand.seq == page.last;
+                    stand.seq = page.last;
+                    if same || !page.more {
+                        break;
+                    }
                 }
                 // Whoever reads need not hold all of it.
                 self.places.databases.insert(name.clone(), stand.clone());
@@ -294,8 +305,8 @@ impl Follower {
         };
         if ids.len() as u64 >= count {
             let rows = ids.into_iter().collect::<BTreeSet<_>>().into_iter().map(|id| Row { id, revs: Vec::new() });
-            return Ok(match self.documents(reader, rows.collect()).await? {
-                Told::Bytes(_) => None,
+            return Ok(match self.documents(reader, &rows.collect::<Vec<_>>(), usize::MAX).await? {
+                Told::Given(..) => None,
                 Told::Unseen(gap) => Some(gap),
             });
         }
@@ -308,20 +319,24 @@ impl Follower {
         Gap { from: self.from.time, to: None, why }
     }
 
-    /// Tells what these documents are now.
-    async fn documents(&mut self, reader: &Reader, mut rows: Vec<Row>) -> Result<Told> {
-        let mut bytes = 0;
-        while !rows.is_empty() {
-            let rest = rows.split_off(rows.len().min(reader.pace.count()));
-            let some = std::mem::replace(&mut rows, rest);
-            let fetched = fetch::fetch(&reader.server.client, &reader.database, &some, &reader.pace).await?;
+    /// Tells what these documents are now, as many as have about so many bytes.
+    async fn documents(&mut self, reader: &Reader, rows: &[Row], most: usize) -> Result<Told> {
+        let (mut bytes, mut given) = (0, 0);
+        while given < rows.len() && bytes < most {
+            let some = &rows[given..];
+            let some = &some[..some.len().min(reader.pace.count())];
+            let fetched = fetch::fetch(&reader.server.client, &reader.database, some, &reader.pace).await?;
             let time = self.tick();
             let mut gathered = Gathered::new(&reader.collection);
             for (i, row) in some.iter().enumerate() {
+                if bytes >= most {
+                    break;
+                }
+                given += 1;
                 if !reader.selection.takes_key(&reader.database, row.id.as_bytes()) {
                     continue;
                 }
-                let read = reader.read_one(&fetched, i, row, false).await?;
+                let read = reader.read_one(&fetched, i, row).await?;
                 if matches!(read.attached, Attached::TooLarge) {
                     let why = format!(
                         "the attachments of document {} in {} have changed, and are too large for the change log",
@@ -338,7 +353,7 @@ impl Follower {
             bytes += gathered.bytes();
             self.give(&mut gathered, time).await?;
         }
-        Ok(Told::Bytes(bytes))
+        Ok(Told::Given(given, bytes))
     }
 
     async fn give(&self, gathered: &mut Gathered, time: EngineTime) -> Result<()> {
@@ -363,7 +378,7 @@ fn due<'a>(looked: &BTreeMap<String, Instant>, names: impl Iterator<Item = &'a s
 }
 
 /// Changes by what they are.
-struct Gathered([BatchBuilder; 5]);
+struct Gathered([BatchBuilder; 6]);
 
 impl Gathered {
     fn new(collection: &CollectionId) -> Gathered {
@@ -372,6 +387,7 @@ impl Gathered {
             Kind::Tombstone,
             inline::kind(),
             Kind::tombstone_of(inline::kind().space()),
+            Kind::Attachment,
             Kind::tombstone_of(Kind::Attachment.space()),
         ];
         Gathered(kinds.map(|kind| BatchBuilder::new(collection.clone(), kind, Encoding::Json)))
@@ -379,17 +395,26 @@ impl Gathered {
 
     fn add(&mut self, row: &Row, read: Read<'_>) {
         let key = row.id.as_bytes();
-        let [documents, gone, inlined, not_inlined, not_stored] = &mut self.0;
+        let [documents, gone, inlined, not_inlined, stored, not_stored] = &mut self.0;
         match read.body {
             Some(body) => documents.push(key, &body),
             None => gone.push(key, b""),
         }
+        // They are in one place, and what was in the other no longer counts.
         match read.attached {
-            Attached::Inline(entry) => inlined.push(key, &entry),
-            _ => not_inlined.push(key, b""),
+            Attached::Inline(entry) => {
+                inlined.push(key, &entry);
+                not_stored.push(key, b"");
+            }
+            Attached::Stored(about, content) => {
+                not_inlined.push(key, b"");
+                stored.push_attachment(key, &about, content);
+            }
+            Attached::None | Attached::TooLarge => {
+                not_inlined.push(key, b"");
+                not_stored.push(key, b"");
+            }
         }
-        // Whatever a scan has stored apart for it no longer counts.
-        not_stored.push(key, b"");
     }
 
     fn bytes(&self) -> usize {

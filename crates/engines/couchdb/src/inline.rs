@@ -6,8 +6,8 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use model::{AttachmentStream, Error, Kind, Result};
 
-/// Bytes of all attachments of one document up to which they are part of an entry (4 MiB): the change
-/// log has no other place for them, and memory holds a few of these.
+/// Bytes of all attachments of one document up to which they are part of an entry (4 MiB): it is in memory
+/// as a whole, and so may be a few of its kind.
 pub(crate) const INLINE_MAX: u64 = 4 << 20;
 
 /// The kind of such entries.

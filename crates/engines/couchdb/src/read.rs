@@ -63,7 +63,7 @@ pub(crate) enum Attached {
     Inline(Vec<u8>),
     /// What their entry says, and their content.
     Stored(Vec<u8>, AttachmentRef),
-    /// They were not to be stored apart, and must be.
+    /// The store does not take as much.
     TooLarge,
 }
 
@@ -122,7 +122,7 @@ impl Reader {
         // Whoever waits to be heard must not keep others from being read.
         drop(turn);
         for (i, row) in rows.iter().enumerate() {
-            let read = match self.read_one(&fetched, i, row, true).await {
+            let read = match self.read_one(&fetched, i, row).await {
                 Err(e) if self.selection.skip_bad && is_bad(&e) => {
                     let what = format!("{}/{}", self.database, row.id);
                     send(out, ScanItem::Skipped(Skipped { what, why: e.to_string() })).await?;
@@ -138,7 +138,8 @@ impl Reader {
             match read.attached {
                 Attached::Inline(entry) => inlined.push(key, &entry),
                 Attached::Stored(about, content) => stored.push_attachment(key, &about, content),
-                Attached::None | Attached::TooLarge => {}
+                Attached::None => {}
+                Attached::TooLarge => return Err(Error::bug("a scan has no place for large attachments")),
             }
             for batch in &mut batches {
                 if batch.bytes() >= limits::BATCH {
@@ -152,8 +153,8 @@ impl Reader {
         Ok(())
     }
 
-    /// One document of those fetched; large content is put into the store if that is wanted.
-    pub async fn read_one<'a>(&self, fetched: &'a Fetched, i: usize, row: &Row, stores: bool) -> Result<Read<'a>> {
+    /// One document of those fetched; large content is put into the store.
+    pub async fn read_one<'a>(&self, fetched: &'a Fetched, i: usize, row: &Row) -> Result<Read<'a>> {
         if let Some(text) = fetched.plain(i)
             && text.len() + 2 <= limits::DOCUMENT_MAX
         {
@@ -172,25 +173,19 @@ impl Reader {
         }
         let body = document::body(&mut leaves)?;
         let attached = match leaves.iter().any(|leaf| !leaf.attachments.is_empty()) {
-            true => self.attached(&leaves, document::contents(&leaves), &body, stores).await?,
+            true => self.attached(&leaves, document::contents(&leaves), &body).await?,
             false => Attached::None,
         };
         Ok(Read { body: Some(body), attached })
     }
 
-    async fn attached(
-        &self,
-        leaves: &[Leaf<'_>],
-        contents: Vec<Content>,
-        body: &[u8],
-        stores: bool,
-    ) -> Result<Attached> {
+    async fn attached(&self, leaves: &[Leaf<'_>], contents: Vec<Content>, body: &[u8]) -> Result<Attached> {
         let about = about(&leaves[0].id, &contents, body)?;
         let fits = inline::fits(&contents);
-        if !fits && !stores {
+        let bytes = contents.iter().map(|c| c.bytes).sum();
+        if !fits && bytes > self.store.largest() {
             return Ok(Attached::TooLarge);
         }
-        let bytes = contents.iter().map(|c| c.bytes).sum();
         let content = content::stream_of(self.client(), &self.database, leaves, contents);
         if fits {
             return Ok(Attached::Inline(inline::add(about, bytes, content).await?));

@@ -6,8 +6,8 @@ mod common;
 use common::{leaf, source};
 use futures::StreamExt;
 use model::{
-    ChangeItem, CollectionInfo, EngineTime, Following, HashingStore, Kind, Plan, Position, Selection, Source,
-    SourceState, Until,
+    ChangeItem, CollectionInfo, EngineTime, Following, HashingStore, InlineStore, Kind, Plan, Position, Selection,
+    Source, SourceState, Until,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,13 +50,16 @@ impl Follow {
 
     /// All changes up to now; the gap if there is one; drops and makings.
     async fn next(&mut self) -> (Seen, Option<String>, Vec<bool>) {
-        let mut stream = self.source.changes(&self.from(), Until::Now, Arc::new(HashingStore)).await.unwrap();
+        let mut stream = self.source.changes(&self.from(), Until::Now, Arc::new(InlineStore)).await.unwrap();
         let (mut seen, mut gap, mut catalog) = (Vec::new(), None, Vec::new());
         while let Some(item) = stream.next().await {
             match item.unwrap() {
                 ChangeItem::Batch(change) => {
                     change.batch.check().unwrap();
                     for i in 0..change.batch.len() {
+                        if let Some(content) = change.batch.attachments.get(i) {
+                            assert_eq!(content.inline_content().unwrap().unwrap().len() as u64, content.length);
+                        }
                         assert!(change.times[i] > self.time, "later than what is known");
                         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
                         seen.push((
@@ -163,17 +166,56 @@ async fn databases_come_and_go() {
 }
 
 #[tokio::test]
-async fn large_attachments_need_a_scan() {
+async fn attachments_are_in_one_place_and_the_largest_need_a_scan() {
     let couch = CouchServer::shared();
     let db = couch.database();
     let mut follow = Follow::new(&couch, &db).await;
-    let data = "QUFB".repeat((4 << 20) / 3 + 10);
-    couch.put_all(
-        &db,
-        &[leaf("big", &["1"], &format!(r#""_attachments":{{"x":{{"content_type":"t/t","data":"{data}"}}}}"#))],
-    );
+    let put = |revisions: &[&str], bytes: usize| {
+        let data = "QUFB".repeat(bytes / 3 + 10);
+        let attached = format!(r#""_attachments":{{"x":{{"content_type":"t/t","data":"{data}"}}}}"#);
+        couch.put_all(&db, &[leaf("big", revisions, &attached)]);
+    };
+    let (inline, stored) = (Kind::Meta("attached".into()), Kind::Attachment);
+    let place = |mut seen: Seen| -> Vec<Kind> {
+        seen.retain(|(_, key, _)| key == "big");
+        seen.into_iter().map(|(kind, ..)| kind).collect()
+    };
+    put(&["1"], 3);
+    let (seen, gap, _) = follow.next().await;
+    assert_eq!((place(seen), gap), (vec![Kind::Document, inline.clone(), Kind::tombstone_of(stored.space())], None));
+    put(&["2", "1"], 4 << 20);
+    let (seen, gap, _) = follow.next().await;
+    assert_eq!((place(seen), gap), (vec![Kind::Document, Kind::tombstone_of(inline.space()), stored], None));
+    put(&["3", "2", "1"], 8 << 20);
     let (_, gap, _) = follow.next().await;
     assert!(gap.unwrap().contains("too large for the change log"));
+}
+
+#[tokio::test]
+async fn whoever_reads_holds_little_between_two_commits() {
+    let couch = CouchServer::shared();
+    let db = couch.database();
+    let follow = Follow::new(&couch, &db).await;
+    let data = "QUFB".repeat((1 << 20) / 3);
+    let ids: Vec<String> = (0..12).map(|i| format!("d{i:02}")).collect();
+    let attached = format!(r#""_attachments":{{"x":{{"content_type":"t/t","data":"{data}"}}}}"#);
+    couch.put_all(&db, &ids.iter().map(|id| leaf(id, &["1"], &attached)).collect::<Vec<_>>());
+    let mut stream = follow.source.changes(&follow.from(), Until::Now, Arc::new(InlineStore)).await.unwrap();
+    let (mut told, mut held) = (Vec::new(), vec![0]);
+    while let Some(item) = stream.next().await {
+        match item.unwrap() {
+            ChangeItem::Batch(change) if change.batch.kind == Kind::Document => {
+                let keys = (0..change.batch.len()).map(|i| change.batch.key_of(i).to_vec());
+                told.extend(keys.map(|key| String::from_utf8(key).unwrap()));
+            }
+            ChangeItem::Batch(change) => *held.last_mut().unwrap() += change.batch.body.len(),
+            ChangeItem::Commit { .. } => held.push(0),
+            other => panic!("{other:?}"),
+        }
+    }
+    told.sort();
+    assert_eq!(told, ids);
+    assert!(held.iter().all(|bytes| *bytes < 7 << 20) && held.len() > 3, "{held:?}");
 }
 
 #[tokio::test]
