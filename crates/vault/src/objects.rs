@@ -129,7 +129,9 @@ impl Objects {
     pub async fn read_range(&self, path: &str, size: u64, head: &[u8], plain: std::ops::Range<u64>) -> Result<Bytes> {
         let at = self.cipher.stored_range(head.len() as u64, size, plain.clone());
         let fetched = self.storage.read_range(path, at).await.map_err(|e| self.missing(path, e))?;
-        self.cipher.open_range(head, &fetched, plain).map(Bytes::from).context(|| format!("reading {path}"))
+        let (cipher, head) = (self.cipher.clone(), head.to_vec());
+        let open = move || cipher.open_range(&head, &fetched, plain).map(Bytes::from);
+        blocking(open).await.context(|| format!("reading {path}"))
     }
 }
 
