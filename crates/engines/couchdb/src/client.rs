@@ -125,7 +125,8 @@ impl Client {
         }
         let after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
         let path = response.url().path().to_owned();
-        let text = response.bytes().await.unwrap_or_default();
+        // What is cut off may have said anything.
+        let text = response.bytes().await.map_err(|e| Failure::passing(self.transport(&e), Some(status)))?;
         let error = refusal(status, &path, &text);
         let passes = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
         Err(Failure { error, status: Some(status), passes, after: after.map(Duration::from_secs) })

@@ -4,34 +4,82 @@
 use crate::client::{ANSWER_MAX, Client, Request, segment};
 use crate::leaf::{Leaf, generation};
 use crate::rows::Page;
-use crate::server::Info;
+use crate::server::{Database, Info, Server, sequence};
 use model::Result;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use std::time::Duration;
+
+/// How often better copies are looked for than those that were met, and the first pause; each is twice as
+/// long as the one before.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where to begin reading all of a database, and where to go on with its changes afterwards.
 ///
 /// A sequence tells which copies it is about. Both are of the same ones: if others than those that were
-/// read said where to go on, a change that they had first would never be seen.
+/// read said where to go on, a change that they had first would never be seen. Those that lag behind others
+/// are avoided if that is possible, so that what was written just before is there.
 pub(crate) async fn beginning(client: &Client, database: &str) -> Result<Option<(String, String)>> {
-    let name = segment(database);
-    let none = Request::get(format!("{name}/_changes?style=all_docs&limit=0"));
-    let none = client.json(&none, ANSWER_MAX, |bytes| Page::parse(bytes, 1)).await?;
-    if !none.rows.is_empty() {
-        // One that takes it for 1.
-        return Ok(None);
+    #[derive(Deserialize)]
+    struct Start<'a> {
+        results: Vec<IgnoredAny>,
+        #[serde(borrow)]
+        last_seq: &'a RawValue,
+        /// The documents to come.
+        #[serde(default)]
+        pending: u64,
     }
-    // The changes of no document end where the copies stand, and nothing is gone through.
-    let since = utf8_percent_encode(&none.last, NON_ALPHANUMERIC);
-    let end = Request::post(format!("{name}/_changes?filter=_doc_ids&since={since}"), r#"{"doc_ids":[]}"#);
-    let end = client.json(&end, ANSWER_MAX, |bytes| Page::parse(bytes, 1)).await?;
-    Ok(Some((none.last, end.last)))
+    let name = segment(database);
+    let (mut most, mut pause) = (0, PAUSE);
+    for number in 1.. {
+        let info: Option<Info> = client.find(&Request::get(&name)).await?;
+        most = most.max(info.map_or(0, |info| info.doc_count + info.doc_del_count.unwrap_or(0)));
+        let start = Request::get(format!("{name}/_changes?style=all_docs&limit=0"));
+        let (is_none, start, documents) = client
+            .json(&start, ANSWER_MAX, |bytes| {
+                let start: Start<'_> = serde_json::from_slice(bytes)?;
+                Ok((start.results.is_empty(), sequence(start.last_seq), start.pending))
+            })
+            .await?;
+        if !is_none {
+            // A server that takes the limit for 1.
+            return Ok(None);
+        }
+        if documents >= most || number == TRIES {
+            // The changes of no document end where the copies stand, and nothing is gone through.
+            let since = utf8_percent_encode(&start, NON_ALPHANUMERIC);
+            let end = format!("{name}/_changes?filter=_doc_ids&since={since}");
+            let end = Request::post(end, r#"{"doc_ids":[]}"#);
+            let end = client.json(&end, ANSWER_MAX, |bytes| Page::parse(bytes, 1)).await?;
+            return Ok(Some((start, end.last)));
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    Ok(None)
 }
 
 /// How many copies of a database there are; 1 where the server does not tell.
 pub(crate) async fn count(client: &Client, database: &str) -> Result<u64> {
     let info: Option<Info> = client.find(&Request::get(segment(database))).await?;
     Ok(info.map_or(1, |info| info.copies()))
+}
+
+/// Whether a revision is known. In a cluster, the first copy that answers says so, and may not have it yet.
+pub(crate) async fn know(server: &Server, database: &Database, id: &str, rev: &str) -> Result<bool> {
+    let mut pause = PAUSE;
+    let tries = if database.info.copies() > 1 { TRIES } else { 0 };
+    for _ in 0..tries {
+        if server.knows(&database.name, id, rev).await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    server.knows(&database.name, id, rev).await
 }
 
 /// A revision that was named, and that none of these leaves is or comes from.

@@ -119,6 +119,23 @@ async fn busy_servers_are_waited_for_and_broken_answers_asked_for_again() {
     assert_eq!(everything(&source(&web)).await, plain);
 }
 
+/// What says that something is missing may be cut off, too.
+#[tokio::test]
+async fn refusals_that_are_cut_off_are_asked_for_again() {
+    let (captured, count) = (captured(), AtomicUsize::new(0));
+    let web = Web::start(move |asked| match &*asked.path {
+        "/none" if count.fetch_add(1, Ordering::Relaxed) == 0 => {
+            Answer { cut: Some(3), ..Answer::status(404, "not_found") }
+        }
+        "/none" => Answer::status(404, "not_found"),
+        _ => captured.answer(asked),
+    });
+    let sink = CouchSink::new(server(&format!("couchdb+http://{}/none", web.host)));
+    let what = source(&web).describe().await.unwrap();
+    let plan = sink.prepare(&what, &RestoreOptions::default()).await.unwrap();
+    assert_eq!(plan.collections[0].target, "none", "it is not there, and may be made");
+}
+
 #[tokio::test]
 async fn attachments_are_asked_for_where_many_answers_do_not_tell() {
     let (captured, plain) = (captured(), captured());

@@ -13,6 +13,7 @@ use model::{
 use percent_encoding::percent_decode_str;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use testkit::source::MemoryAttachments;
 use testkit::web::{Answer, Asked, Web};
 
@@ -32,6 +33,10 @@ struct Cluster {
     late: usize,
     purge: String,
     purged: Vec<&'static str>,
+    /// When it was made; long ago if not said.
+    made: u64,
+    /// How often the newest revision is said to be unknown.
+    unknown: usize,
     asked: Vec<String>,
 }
 
@@ -46,11 +51,13 @@ impl Cluster {
         match (&*asked.method, path) {
             ("GET", "") => Answer::json(r#"{"couchdb":"Welcome","version":"3.5.0","uuid":"u"}"#),
             ("GET", "d") => Answer::json(format!(
-                r#"{{"instance_start_time":"1600000000","db_name":"d","purge_seq":"{}","update_seq":"{}-{}",
-                    "doc_count":1,"doc_del_count":0,"cluster":{{"q":1,"n":3,"w":2,"r":2}}}}"#,
+                r#"{{"instance_start_time":"{}","db_name":"d","purge_seq":"{}","update_seq":"{}-{}",
+                    "doc_count":{},"doc_del_count":0,"cluster":{{"q":1,"n":3,"w":2,"r":2}}}}"#,
+                self.made.max(1_600_000_000),
                 self.purge,
                 self.copies[self.informs].len(),
-                self.informs
+                self.informs,
+                self.copies[self.informs].len(),
             )),
             ("GET" | "POST", "d/_changes") => {
                 let since = word("since").unwrap_or_else(|| "0".into());
@@ -67,7 +74,11 @@ impl Cluster {
                     .map(|(id, rev)| format!(r#"{{"seq":null,"id":"{id}","changes":[{{"rev":"{rev}"}}]}}"#))
                     .collect();
                 let last = if none { from } else { rows.len() };
-                Answer::json(format!(r#"{{"results":[{}],"last_seq":"{last}-{copy}"}}"#, found.join(",")))
+                let pending = rows.len() - last;
+                Answer::json(format!(
+                    r#"{{"results":[{}],"last_seq":"{last}-{copy}","pending":{pending}}}"#,
+                    found.join(",")
+                ))
             }
             ("POST", "d/_bulk_get") => {
                 let question: serde_json::Value = serde_json::from_slice(&asked.body).unwrap();
@@ -82,6 +93,11 @@ impl Cluster {
                 let all: Vec<String> = question["docs"].as_array().unwrap().iter().map(one).collect();
                 Answer::json(format!(r#"{{"results":[{}]}}"#, all.join(",")))
             }
+            ("POST", "d/_revs_diff") if self.unknown > 0 => {
+                self.unknown -= 1;
+                Answer::json(r#"{"x":{"missing":["2-b"]}}"#)
+            }
+            ("POST", "d/_revs_diff") => Answer::json("{}"),
             ("GET", "d/_purged_infos") => {
                 let all: Vec<_> = self.purged.iter().map(|id| format!(r#"{{"id":"{id}","revs":["1-a"]}}"#)).collect();
                 Answer::json(format!(r#"{{"purged_infos":[{}]}}"#, all.join(",")))
@@ -183,8 +199,10 @@ async fn what_one_copy_gets_later_is_not_lost() {
         purge: "0-p".into(),
         ..Cluster::default()
     });
+    let began = Instant::now();
     let (found, position) = scan(&source).await;
     assert_eq!(keys(&found), ["x"]);
+    assert!(began.elapsed() >= Duration::from_secs(1), "a better one was looked for");
     cluster.lock().unwrap().copies.get_mut("slow").unwrap().push(("late", "1-a"));
     let (found, position) = changes(&source, &position).await.unwrap();
     assert_eq!(keys(&found), ["late"]);
@@ -195,6 +213,45 @@ async fn what_one_copy_gets_later_is_not_lost() {
     assert_eq!(keys(&found), ["new"]);
     let (found, _) = changes(&source, &position).await.unwrap();
     assert_eq!(keys(&found), [""; 0]);
+}
+
+/// What was written just before is there if any copy has it.
+#[tokio::test]
+async fn a_copy_that_lags_is_not_read_if_another_one_does_not() {
+    let text = |id: &'static str| (id, vec![leaf(id, &["a"], "")]);
+    let (cluster, web, source) = start(Cluster {
+        copies: BTreeMap::from([("fast", vec![("x", "1-a"), ("y", "1-a")]), ("slow", vec![])]),
+        informs: "fast",
+        reads: "slow",
+        most: BTreeMap::from([text("x"), text("y")]),
+        purge: "0-p".into(),
+        ..Cluster::default()
+    });
+    let (found, _) = tokio::join!(scan(&source), async {
+        while !cluster.lock().unwrap().asked.iter().any(|asked| asked.contains("limit=0")) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        cluster.lock().unwrap().reads = "fast";
+    });
+    assert_eq!(keys(&found.0), ["x", "y"]);
+    drop(web);
+}
+
+/// A young database is known by its newest revision, which not all copies have at once.
+#[tokio::test]
+async fn a_revision_that_comes_late_to_a_copy_is_no_gap() {
+    let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let cluster = Cluster { made, unknown: usize::MAX, ..newest_on_one() };
+    let (cluster, _web, source) = start(Cluster { most: cluster.all.clone(), ..cluster });
+    let (_, position) = scan(&source).await;
+    for (unknown, is_gap) in [(0, false), (3, false), (usize::MAX, true)] {
+        cluster.lock().unwrap().unknown = unknown;
+        // It has moved: else nothing need be known.
+        cluster.lock().unwrap().copies.get_mut("one").unwrap().push(("x", "2-b"));
+        let last = SourceState { identity: String::new(), position: Some(position.clone()), time: EngineTime::wall(1) };
+        let plan = source.plan(&Selection::default(), Some(&last)).await.unwrap();
+        assert_eq!(matches!(plan, Plan::Gap { .. }), is_gap, "{unknown}");
+    }
 }
 
 /// A database with one document whose newest revision only one copy has.
