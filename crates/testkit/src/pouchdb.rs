@@ -125,11 +125,11 @@ impl CouchServer {
         serde_json::from_str(&answer).unwrap_or(Value::String(answer))
     }
 
-    /// Writes documents with their revisions; each must be taken.
+    /// Writes documents with their revisions; each must be taken, in a cluster by all nodes.
     #[track_caller]
     pub fn put_all(&self, database: &str, documents: &[String]) {
         let body = format!(r#"{{"new_edits":false,"docs":[{}]}}"#, documents.join(","));
-        let answer = self.done("POST", &format!("/{database}/_bulk_docs"), &body);
+        let answer = self.done("POST", &format!("/{database}/_bulk_docs?w=3"), &body);
         assert_eq!(answer, Value::Array(Vec::new()));
     }
 

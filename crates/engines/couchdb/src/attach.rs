@@ -175,7 +175,7 @@ impl Writer {
         let length = heads.iter().map(|h| h.len() as u64).sum::<u64>()
             + all.iter().map(|one| one.attached.stored).sum::<u64>()
             + end.len() as u64;
-        let request = Request::new(Method::PUT, path);
+        let request = Request::new(Method::PUT, self.lasting(path));
         let client = &self.server.client;
         let sending = || async {
             let mut pieces: Vec<AttachmentStream> = Vec::with_capacity(2 * all.len() + 1);

@@ -196,7 +196,7 @@ impl Follower {
         };
         let selection = Arc::new(self.from.selection.clone());
         let reader = self.source.reader(name, database.id(), self.store.clone(), selection);
-        if stand.purge != database.info.purge_seq() {
+        if has_purged(&stand, database) {
             if !is_new && let Some(gap) = self.purges(&reader, &stand, database).await? {
                 return Ok(Some(gap));
             }
@@ -251,7 +251,7 @@ impl Follower {
     fn stands_still(&self, now: &Database) -> bool {
         now.instance.is_some()
             && self.places.databases.get(&now.name).is_some_and(|then| {
-                then.seq == now.info.seq() && then.purge == now.info.purge_seq() && then.id == now.id().as_str()
+                then.seq == now.info.seq() && !has_purged(then, now) && then.id == now.id().as_str()
             })
     }
 
@@ -362,6 +362,16 @@ impl Follower {
             self.send(ChangeItem::Batch(ChangeBatch { batch, times })).await?;
         }
         Ok(())
+    }
+}
+
+/// Whether purges are not known yet. Copies in a cluster count them each for themselves, and some lag behind
+/// others: the one that is furthest tells.
+fn has_purged(then: &Stand, now: &Database) -> bool {
+    let purge = now.info.purge_seq();
+    match now.info.copies() {
+        0 | 1 => then.purge != purge,
+        _ => number(&then.purge) < number(&purge),
     }
 }
 

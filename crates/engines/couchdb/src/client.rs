@@ -125,7 +125,8 @@ impl Client {
         }
         let after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
         let path = response.url().path().to_owned();
-        let text = response.bytes().await.unwrap_or_default();
+        // What is cut off may have said anything.
+        let text = response.bytes().await.map_err(|e| Failure::passing(self.transport(&e), Some(status)))?;
         let error = refusal(status, &path, &text);
         let passes = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
         Err(Failure { error, status: Some(status), passes, after: after.map(Duration::from_secs) })
@@ -219,7 +220,17 @@ impl Client {
             () if e.is_timeout() => format!("{place} does not answer"),
             () => format!("the connection to {place} broke: {why}"),
         };
-        Error::new(ErrorKind::Retry, text).hint("check that the server runs and can be reached from here")
+        Error::new(ErrorKind::Retry, text).hint(what_to_check(&why))
+    }
+}
+
+/// What may help where the server was not reached.
+fn what_to_check(why: &str) -> &'static str {
+    match why.contains("certificate") {
+        true => {
+            "if the host does not know the authority of the server's certificate, name a file with it in SSL_CERT_FILE"
+        }
+        false => "check that the server runs and can be reached from here",
     }
 }
 
@@ -300,6 +311,12 @@ mod tests {
         assert_eq!(document_path("d", "_design/a/b").unwrap(), "d/_design/a%2Fb");
         assert_eq!(document_path("d", "_local/x+").unwrap(), "d/_local/x%2B");
         assert_eq!(document_path("d", ".."), None);
+    }
+
+    #[test]
+    fn unknown_authorities_can_be_named() {
+        assert!(what_to_check("invalid peer certificate: UnknownIssuer").contains("SSL_CERT_FILE"));
+        assert!(what_to_check("Connection refused").contains("check that the server runs"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::answer::{self, Spot};
 use crate::client::{Client, Request, document_path, segment, too_large};
+use crate::copies;
 use crate::leaf::Leaf;
 use crate::members::quoted;
 use crate::rows::Row;
@@ -10,6 +11,7 @@ use model::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Bytes that one answer should hold.
 const ANSWER: usize = 1 << 20;
@@ -19,6 +21,10 @@ const ANSWER_SPLIT: usize = 16 << 20;
 const ANSWER_ONE: usize = 128 << 20;
 /// Documents in one request: more were slower.
 const TOGETHER: usize = 500;
+/// How often a revision that one copy of a database has named is looked for in all of them, and the first
+/// pause; each is twice as long as the one before.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Learns how large documents are, so that requests ask for about as much each.
 #[derive(Debug)]
@@ -81,14 +87,35 @@ impl Fetched {
         self.answers.push(answer);
     }
 
-    /// Takes all leaves of one document as they are now.
-    async fn open(&mut self, client: &Client, database: &str, id: &str, i: usize) -> Result<()> {
-        let bytes = open(client, database, id).await?;
+    /// Takes all leaves of one document as they are now, in so many copies of the database.
+    async fn open(&mut self, client: &Client, database: &str, id: &str, i: usize, copies: Option<u64>) -> Result<()> {
+        let bytes = open(client, database, id, copies).await?;
         let found = answer::one(&bytes).map_err(|e| crate::client::garbled("open_revs", &e))?;
         let found = found.into_iter().map(|(start, end)| (0, Spot { start, end, is_plain: false })).collect();
         self.own[i] = 0..0;
         self.take(i, bytes, found);
         Ok(())
+    }
+
+    /// Looks in all copies of a database for revisions that a row has named: the copy that the row came from
+    /// may be the only one that has them yet.
+    async fn complete(&mut self, client: &Client, database: &str, row: &Row, i: usize) -> Result<()> {
+        let copies = copies::count(client, database).await?;
+        let mut pause = PAUSE;
+        for _ in 0..TRIES {
+            let Some(_) = copies::lacking(&row.revs, &self.texts(i)).filter(|_| copies > 1) else { return Ok(()) };
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            self.open(client, database, &row.id, i, Some(copies)).await?;
+        }
+        match copies::lacking(&row.revs, &self.texts(i)) {
+            Some(rev) if !copies::was_purged(client, database, &row.id).await? => {
+                let what = format!("revision {rev} of document {} in {database}", row.id);
+                let text = format!("a node of the cluster has {what}, and none that answers gives it");
+                Err(Error::new(ErrorKind::Retry, text).hint("run the command again when all nodes are up"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn spots(&self, i: usize) -> &[(usize, Spot)] {
@@ -126,7 +153,7 @@ impl Fetched {
             return Ok(*tells);
         }
         let mut alone = Fetched::new(1);
-        alone.open(client, database, &row.id, 0).await?;
+        alone.open(client, database, &row.id, 0, None).await?;
         let (here, there) = (self.texts(i), alone.texts(0));
         if there.iter().any(|text| contains(text, b"\"encoding\":")) {
             // Two may find it out at the same time: the same.
@@ -187,7 +214,10 @@ pub(crate) async fn fetch(client: &Client, database: &str, rows: &[Row], pace: &
     for (i, row) in rows.iter().enumerate() {
         let is_old = all.own[i].len() != row.revs.len() || row.revs.is_empty();
         if is_old || (all.has_attachments(i) && !all.tells_all(client, database, row, i, pace).await?) {
-            all.open(client, database, &row.id, i).await?;
+            all.open(client, database, &row.id, i, None).await?;
+        }
+        if is_old && copies::lacking(&row.revs, &all.texts(i)).is_some() {
+            all.complete(client, database, row, i).await?;
         }
     }
     Ok(all)
@@ -211,15 +241,16 @@ fn question(rows: &[Row]) -> Vec<u8> {
     out
 }
 
-/// All leaves of one document as they are now.
-async fn open(client: &Client, database: &str, id: &str) -> Result<Bytes> {
+/// All leaves of one document as they are now, in so many copies of the database.
+async fn open(client: &Client, database: &str, id: &str, copies: Option<u64>) -> Result<Bytes> {
     let Some(path) = document_path(database, id) else {
         // Such an id cannot be asked for by path: the winner must do.
         let path = format!("{}/_bulk_get?revs=true&att_encoding_info=true", segment(database));
         let body = serde_json::json!({ "docs": [{ "id": id }] }).to_string();
         return client.bytes(&Request::post(path, body), ANSWER_ONE).await;
     };
-    let request = Request::get(format!("{path}?open_revs=all&revs=true&att_encoding_info=true"));
+    let copies = copies.map(|copies| format!("&r={copies}")).unwrap_or_default();
+    let request = Request::get(format!("{path}?open_revs=all&revs=true&att_encoding_info=true{copies}"));
     match client.bytes(&request, ANSWER_ONE).await {
         Err(e) if e.kind() == ErrorKind::Missing => Ok(Bytes::from_static(b"[]")),
         other => other,

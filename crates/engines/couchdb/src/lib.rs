@@ -5,6 +5,7 @@ mod attach;
 mod changes;
 mod client;
 mod content;
+mod copies;
 mod document;
 pub mod dump;
 mod error;

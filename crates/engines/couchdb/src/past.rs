@@ -3,6 +3,7 @@
 
 use crate::attach::{self, Source};
 use crate::client::{ANSWER_MAX, Request, segment};
+use crate::copies;
 use crate::document::{self, Content};
 use crate::fetch::{self, Pace};
 use crate::inline;
@@ -103,7 +104,8 @@ struct HeadRows {
 impl Past {
     pub async fn new(server: &Arc<Server>, goal: &Goal) -> Result<Past> {
         let name = goal.planned.target.clone();
-        let writer = Writer::new(server.clone(), &name).await?;
+        let copies = copies::count(&server.client, &name).await?;
+        let writer = Writer::new(server.clone(), &name, copies).await?;
         Ok(Past { whole: goal.whole, writer, pace: Pace::default(), noted: Mutex::default(), name })
     }
 

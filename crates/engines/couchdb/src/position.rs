@@ -1,5 +1,6 @@
 //! Where to go on following the databases of a server, and how to know that they are still the same.
 
+use crate::copies;
 use crate::rows;
 use crate::server::{Database, Server};
 use model::{Error, Position, Result};
@@ -77,7 +78,7 @@ impl Stand {
             return Ok(Some(format!("database {name} has fewer changes than before: it was made anew, or taken back")));
         }
         if let Some((id, rev)) = &self.seen
-            && !server.knows(name, id, rev).await?
+            && !copies::know(server, now, id, rev).await?
         {
             return Ok(Some(format!("database {name} no longer knows what it had: it was made anew, or purged")));
         }

@@ -27,6 +27,9 @@ use tokio::sync::mpsc::Sender;
 pub(crate) struct Token {
     pub database: String,
     pub id: String,
+    /// Where it begins, if that is not where all databases do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
     pub selection: Selection,
 }
 
@@ -42,6 +45,8 @@ pub(crate) struct Reader {
     pub store: Arc<dyn AttachmentStore>,
     pub pace: Arc<Pace>,
     pub selection: Arc<Selection>,
+    /// Where reading all begins.
+    pub since: String,
     /// Documents are fetched by so many requests side by side.
     pub concurrency: usize,
     /// Their turns, which all databases that are read at the same time share.
@@ -90,7 +95,7 @@ impl Reader {
     }
 
     async fn scan_all(&self, out: &Out) -> Result<()> {
-        let pages = stream::try_unfold((self.clone(), Some("0".to_owned())), |(reader, since)| async move {
+        let pages = stream::try_unfold((self.clone(), Some(self.since.clone())), |(reader, since)| async move {
             let Some(since) = since else { return Ok(None) };
             let page = rows::page(reader.client(), &reader.database, &since, rows::PAGE).await?;
             let next = (page.more && page.last != since).then_some(page.last);

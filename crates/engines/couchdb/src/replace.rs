@@ -47,8 +47,8 @@ async fn write_anew(
 ) -> Result<()> {
     let (scratch, name) = (&target.writer.database, &target.planned.target);
     delete(server, name).await?;
-    create(server, name, &target.info()).await?;
-    let writer = Writer::new(server.clone(), name).await?;
+    let copies = create(server, name, &target.info()).await?;
+    let writer = Writer::new(server.clone(), name, copies).await?;
     let mut back = Back::read(server, scratch, settings).await?;
     while let Some(mut batch) = back.next().await? {
         if writer.hold(&batch) {
@@ -106,6 +106,7 @@ impl Back {
             store: Arc::new(HashingStore),
             pace: Arc::new(Pace::default()),
             selection: Arc::new(Selection::default()),
+            since: "0".into(),
             concurrency: 4,
             turns: Arc::new(Semaphore::new(4)),
         };

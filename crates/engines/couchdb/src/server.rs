@@ -67,6 +67,11 @@ impl Info {
         self.purge_seq.as_deref().map(sequence).unwrap_or_default()
     }
 
+    /// How many copies of it the nodes of a cluster keep; 1 where the server does not tell.
+    pub fn copies(&self) -> u64 {
+        self.cluster.get("n").and_then(Value::as_u64).unwrap_or(1)
+    }
+
     /// When the database was made, in seconds. Others give under this name, in smaller units, when the
     /// server began to serve it, which tells nothing; old servers say 0 of all.
     fn made(&self) -> Option<String> {

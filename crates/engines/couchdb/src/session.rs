@@ -1,6 +1,7 @@
 //! A restore into CouchDB under way.
 
 use crate::client::{ANSWER_MAX, Request, segment};
+use crate::copies;
 use crate::extras;
 use crate::inline;
 use crate::replace;
@@ -147,10 +148,11 @@ impl SinkSession for Session {
         let replaces = goal.is_there && goal.if_exists == IfExists::Replace;
         let made = replaces || !goal.is_there;
         let name = if replaces { replace::scratch_name(&goal.planned.target) } else { goal.planned.target.clone() };
-        let writer = Writer::new(self.server.clone(), &name).await?;
-        if made {
-            create(&self.server, &name, collection).await?;
-        }
+        let copies = match made {
+            true => create(&self.server, &name, collection).await?,
+            false => copies::count(&self.server.client, &name).await?,
+        };
+        let writer = Writer::new(self.server.clone(), &name, copies).await?;
         let target = Target {
             planned: goal.planned.clone(),
             writer,
@@ -304,8 +306,8 @@ pub(crate) fn fingerprint(batch: &Batch) -> u128 {
     short(&hasher)
 }
 
-/// Makes a database as it was.
-pub(crate) async fn create(server: &Server, name: &str, info: &CollectionInfo) -> Result<()> {
+/// Makes a database as it was; gives how many copies of it there are.
+pub(crate) async fn create(server: &Server, name: &str, info: &CollectionInfo) -> Result<u64> {
     let welcome = server.welcome().await?;
     let mut options = Vec::new();
     if welcome.is_couchdb {
@@ -324,11 +326,11 @@ pub(crate) async fn create(server: &Server, name: &str, info: &CollectionInfo) -
         other => drop(other.map_err(|e| e.context(format!("making database {name}")))?),
     }
     // Some servers make another name of it.
-    let found = server.info(name).await?.map(|info| info.db_name);
-    if found.as_deref() != Some(name) {
-        return Err(Error::unsupported(format!("the server does not take the name {name} as it is"))
-            .hint("restore under another name with --rename"));
-    }
+    let found = server.info(name).await?.filter(|info| info.db_name == name);
+    let found = found.ok_or_else(|| {
+        Error::unsupported(format!("the server does not take the name {name} as it is"))
+            .hint("restore under another name with --rename")
+    })?;
     if let Some(limit) = info.options.get("revs_limit").and_then(Value::as_u64)
         && server.revs_limit(name).await?.is_some_and(|now| now != limit)
     {
@@ -336,7 +338,7 @@ pub(crate) async fn create(server: &Server, name: &str, info: &CollectionInfo) -
         let request = Request::put(format!("{}/_revs_limit", segment(name)), limit.to_string());
         server.client.bytes(&request, ANSWER_MAX).await?;
     }
-    Ok(())
+    Ok(found.copies())
 }
 
 async fn is_empty(server: &Server, name: &str) -> Result<bool> {

@@ -1,6 +1,7 @@
 //! CouchDB as a source.
 
 use crate::changes;
+use crate::copies;
 use crate::fetch::Pace;
 use crate::position::{Places, Stand};
 use crate::read::{Reader, Token};
@@ -83,13 +84,20 @@ impl CouchSource {
 
     async fn part_of(&self, database: &Database, selection: &Selection) -> Result<(Part, Stand)> {
         // First of all: what changes from here on, the feed tells.
-        let stand = Stand::now(&self.server, database).await?;
+        let mut stand = Stand::now(&self.server, database).await?;
+        let mut since = None;
+        if database.info.copies() > 1
+            && let Some((none, all)) = copies::beginning(&self.server.client, &database.name).await?
+        {
+            (since, stand.seq) = (Some(none), all);
+        }
         let limit = self.server.revs_limit(&database.name).await?;
         let info = &database.info;
         let whole = selection.takes_all_of(&database.name);
         let token = Token {
             database: database.name.clone(),
             id: database.id().as_str().to_owned(),
+            since,
             selection: selection.clone(),
         };
         let part = Part {
@@ -128,6 +136,7 @@ impl CouchSource {
             store,
             pace: Arc::new(Pace::default()),
             selection,
+            since: "0".into(),
             concurrency: self.concurrency,
             turns: self.turns.clone(),
         }
@@ -181,7 +190,8 @@ impl Source for CouchSource {
     async fn read(&self, part: &Part, store: Arc<dyn AttachmentStore>) -> Result<ScanStream> {
         let token: Token = serde_json::from_str(&part.token)
             .map_err(|e| Error::bug("a part of another source was read from CouchDB").caused_by(e))?;
-        let reader = self.reader(&token.database, part.collection.id.clone(), store, Arc::new(token.selection));
+        let mut reader = self.reader(&token.database, part.collection.id.clone(), store, Arc::new(token.selection));
+        reader.since = token.since.unwrap_or(reader.since);
         let (out, items) = tokio::sync::mpsc::channel(WAITING);
         tokio::spawn(async move {
             let result = tokio::select! {

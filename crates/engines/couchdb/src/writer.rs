@@ -22,6 +22,8 @@ pub(crate) struct Writer {
     pub database: String,
     /// Whether the server takes multipart bodies.
     pub multipart: bool,
+    /// How many copies of the database there are.
+    copies: u64,
     held: Mutex<Held>,
 }
 
@@ -40,9 +42,20 @@ struct Held {
 }
 
 impl Writer {
-    pub async fn new(server: Arc<Server>, database: &str) -> Result<Writer> {
+    /// Writes into a database that is there, of which there are so many copies.
+    pub async fn new(server: Arc<Server>, database: &str, copies: u64) -> Result<Writer> {
         let multipart = server.welcome().await?.is_couchdb;
-        Ok(Writer { server, database: database.to_owned(), multipart, held: Mutex::default() })
+        Ok(Writer { server, database: database.to_owned(), multipart, copies, held: Mutex::default() })
+    }
+
+    /// The path of a request that writes. All copies that are up are waited for, as whatever reads the
+    /// database back may read any of them.
+    pub fn lasting(&self, path: &str) -> String {
+        match (self.copies, path.contains('?')) {
+            (0 | 1, _) => path.to_owned(),
+            (copies, true) => format!("{path}&w={copies}"),
+            (copies, false) => format!("{path}?w={copies}"),
+        }
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -132,7 +145,7 @@ impl Writer {
 
     async fn rows(&self, body: Option<Bytes>) -> Result<Vec<Row>> {
         let Some(body) = body else { return Ok(Vec::new()) };
-        let request = Request::post(format!("{}/_bulk_docs", segment(&self.database)), body);
+        let request = Request::post(self.lasting(&format!("{}/_bulk_docs", segment(&self.database))), body);
         self.server.client.json(&request, ANSWER_MAX, |bytes| serde_json::from_slice(bytes)).await
     }
 

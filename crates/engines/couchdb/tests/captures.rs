@@ -119,6 +119,23 @@ async fn busy_servers_are_waited_for_and_broken_answers_asked_for_again() {
     assert_eq!(everything(&source(&web)).await, plain);
 }
 
+/// What says that something is missing may be cut off, too.
+#[tokio::test]
+async fn refusals_that_are_cut_off_are_asked_for_again() {
+    let (captured, count) = (captured(), AtomicUsize::new(0));
+    let web = Web::start(move |asked| match &*asked.path {
+        "/none" if count.fetch_add(1, Ordering::Relaxed) == 0 => {
+            Answer { cut: Some(3), ..Answer::status(404, "not_found") }
+        }
+        "/none" => Answer::status(404, "not_found"),
+        _ => captured.answer(asked),
+    });
+    let sink = CouchSink::new(server(&format!("couchdb+http://{}/none", web.host)));
+    let what = source(&web).describe().await.unwrap();
+    let plan = sink.prepare(&what, &RestoreOptions::default()).await.unwrap();
+    assert_eq!(plan.collections[0].target, "none", "it is not there, and may be made");
+}
+
 #[tokio::test]
 async fn attachments_are_asked_for_where_many_answers_do_not_tell() {
     let (captured, plain) = (captured(), captured());
@@ -325,6 +342,8 @@ struct Taker {
     order: Mutex<Vec<String>>,
     /// Ids of `_local` documents.
     local: Mutex<Vec<String>>,
+    /// How many copies a cluster keeps of what is written.
+    copies: u64,
 }
 
 impl Taker {
@@ -339,7 +358,8 @@ impl Taker {
             }
             ("GET", None) if self.made.lock().unwrap().is_empty() => Answer::status(404, "not_found"),
             ("GET", None) => {
-                Answer::json(include_str!("captures/db_info.json").replace("\"edge\"", &format!("\"{step}\"")))
+                let info = include_str!("captures/db_info.json").replace("\"edge\"", &format!("\"{step}\""));
+                Answer::json(info.replace("\"n\":1", &format!("\"n\":{}", self.copies.max(1))))
             }
             ("GET", Some("_revs_limit")) => Answer::json("1000\n"),
             ("PUT", Some("_revs_limit" | "_security")) => Answer::json("{\"ok\":true}\n"),
@@ -352,6 +372,7 @@ impl Taker {
                 struct One {
                     _id: String,
                 }
+                assert_eq!(asked.query, if self.copies > 1 { format!("w={}", self.copies) } else { String::new() });
                 let body: Bulk = serde_json::from_slice(&asked.body).unwrap();
                 let local = body.docs.iter().map(|one| one._id.clone()).filter(|id| id.starts_with("_local/"));
                 self.local.lock().unwrap().extend(local);
@@ -364,7 +385,8 @@ impl Taker {
     }
 
     fn multipart(&self, asked: &Asked) -> Answer {
-        assert_eq!(asked.query, "new_edits=false");
+        let copies = if self.copies > 1 { format!("&w={}", self.copies) } else { String::new() };
+        assert_eq!(asked.query, format!("new_edits=false{copies}"));
         let kind = asked.header("content-type").unwrap();
         let mut captured = Captured::default();
         let outer = format!(
@@ -390,11 +412,18 @@ impl Taker {
     }
 }
 
+/// In a cluster, all copies that are up are waited for: what is read back may be any of them.
 #[tokio::test]
 async fn attachments_are_written_as_they_were_stored() {
+    for copies in [1, 3] {
+        written_as_stored(copies).await;
+    }
+}
+
+async fn written_as_stored(copies: u64) {
     let captured = captured();
     let from = Web::start(move |asked| captured.answer(asked));
-    let taker = Arc::new(Taker::default());
+    let taker = Arc::new(Taker { copies, ..Taker::default() });
     let answering = taker.clone();
     let into = Web::start(move |asked| answering.answer(asked));
     let sink = CouchSink::new(server(&format!("couchdb+http://{}/back", into.host)));

@@ -132,7 +132,12 @@ async fn a_rehearsal_tells_and_touches_nothing() {
     let couch = CouchServer::shared();
     let [was, live, _] = changed(&couch);
     let (here, there) = (source(&couch, &was), sink(&couch, &live));
-    let before = (winners(&couch, &live), couch.done("GET", &format!("/{live}"), "")["update_seq"].clone());
+    // Of a sequence only the number tells: the rest is which nodes of a cluster have answered.
+    let writes = || {
+        let seq = couch.done("GET", &format!("/{live}"), "")["update_seq"].clone();
+        seq.as_str().map_or(seq.to_string(), |text| text.split('-').next().unwrap().to_owned())
+    };
+    let before = (winners(&couch, &live), writes());
     let Plan::Scan { parts, .. } = here.plan(&Selection::default(), None).await.unwrap() else { panic!("no scan") };
     let what = model::Description {
         collections: parts.iter().map(|p| p.collection.clone()).collect(),
@@ -153,7 +158,7 @@ async fn a_rehearsal_tells_and_touches_nothing() {
     }
     let lines = rehearsal.lines().await.unwrap();
     assert!(lines[0].contains("8 documents changed") && lines[0].contains("4 deleted"), "{lines:?}");
-    assert_eq!((winners(&couch, &live), couch.done("GET", &format!("/{live}"), "")["update_seq"].clone()), before);
+    assert_eq!((winners(&couch, &live), writes()), before);
 }
 
 #[tokio::test]
