@@ -86,10 +86,13 @@ impl CouchSource {
         // First of all: what changes from here on, the feed tells.
         let mut stand = Stand::now(&self.server, database).await?;
         let mut since = None;
-        if database.info.copies() > 1
-            && let Some((none, all)) = copies::beginning(&self.server.client, &database.name).await?
-        {
-            (since, stand.seq) = (Some(none), all);
+        if database.info.copies() > 1 {
+            let begins = copies::beginning(&self.server.client, &database.name).await;
+            // One that was deleted since is seen to be gone when it is read.
+            let begins = begins.or_else(|e| if e.kind() == ErrorKind::Missing { Ok(None) } else { Err(e) })?;
+            if let Some((none, all)) = begins {
+                (since, stand.seq) = (Some(none), all);
+            }
         }
         let limit = self.server.revs_limit(&database.name).await?;
         let info = &database.info;
