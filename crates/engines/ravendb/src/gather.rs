@@ -25,6 +25,17 @@ pub(crate) fn collection_id(name: &str) -> CollectionId {
     CollectionId::new(lower(name))
 }
 
+/// The collection that a conflict is in, with its document.
+pub(crate) fn conflict_of(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Conflict {
+        #[serde(rename = "Collection")]
+        collection: Option<String>,
+    }
+    let said = serde_json::from_slice::<Conflict>(body).ok().and_then(|c| c.collection);
+    said.unwrap_or_else(|| DATABASE.to_owned())
+}
+
 /// What an attachment's entry says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
@@ -346,6 +357,13 @@ impl Gather {
             (Route::All(name), "Conflicts") => {
                 let name = name.clone();
                 self.push(&name, Kind::Meta(section.to_owned()), key.as_bytes(), body);
+            }
+            // Else they say it themselves.
+            (_, "Conflicts") => {
+                let name = conflict_of(body);
+                if self.takes(&name) {
+                    self.push(&self.name(&name), Kind::Meta(section.to_owned()), key.as_bytes(), body);
+                }
             }
             // Nothing of the database was asked for.
             (Route::All(name), _) if name != DATABASE => {}

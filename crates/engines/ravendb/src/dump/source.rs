@@ -2,7 +2,7 @@
 
 use crate::catalog;
 use crate::dump::{Event, Reader, files};
-use crate::gather::{DATABASE, Gather, Newer, Owners, Route, collection_id};
+use crate::gather::{DATABASE, Gather, Newer, Owners, Route, collection_id, conflict_of};
 use crate::keys::lower;
 use crate::metadata::Metadata;
 use async_trait::async_trait;
@@ -111,6 +111,10 @@ impl Index {
                             }
                         }
                         "Tombstones" | catalog::RANGES => {}
+                        "Conflicts" => match conflict_of(&item.body) {
+                            name if name == DATABASE => self.has_own = true,
+                            name => drop(self.collections.entry(collection_id(&name)).or_insert((name, 0))),
+                        },
                         section => {
                             self.name_unknown(section);
                             self.has_own = true;

@@ -2,12 +2,17 @@
 
 use model::{Error, Result};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+/// How often what a server may still be writing to is removed, and how long is waited in between.
+const REMOVED: (u32, Duration) = (20, Duration::from_millis(100));
 
 /// A new folder in one that the server sees too. It goes with everything in it, and with nothing else.
 pub(super) struct Passage {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
     /// The folder that it is in.
     outer: PathBuf,
+    removed: bool,
 }
 
 impl Passage {
@@ -18,11 +23,11 @@ impl Passage {
         let failed = |e| Error::io(format!("making a folder in {}", outer.display()), e);
         let folder = tempfile::Builder::new().prefix("rewound-").tempdir_in(&outer).map_err(failed)?;
         open_up(&outer, folder.path())?;
-        Ok(Passage { folder, outer })
+        Ok(Passage { folder: folder.keep(), outer, removed: false })
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// All files in it, with their paths inside it.
@@ -66,9 +71,42 @@ impl Passage {
     }
 
     /// Removes it with everything in it; what cannot be removed is named.
-    pub fn remove(self) -> std::result::Result<(), String> {
-        let path = self.path().display().to_string();
-        self.folder.close().map_err(|e| format!("{path}, which could not be removed: {e}"))
+    pub fn remove(mut self) -> std::result::Result<(), String> {
+        self.removed = true;
+        remove(&self.folder)
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        // A server that was interrupted may make something once more.
+        for _ in 0..REMOVED.0 / 4 {
+            if self.removed && !self.folder.exists() {
+                return;
+            }
+            match remove(&self.folder) {
+                Ok(()) => self.removed = true,
+                Err(left) => return tracing::warn!("left behind: {left}"),
+            }
+            std::thread::sleep(REMOVED.1);
+        }
+    }
+}
+
+/// Removes a folder with everything in it, also with what comes meanwhile.
+fn remove(folder: &Path) -> std::result::Result<(), String> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match std::fs::remove_dir_all(folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < REMOVED.0 => {
+                std::thread::sleep(REMOVED.1);
+            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("{}, which could not be removed: {e}", folder.display()));
+            }
+            _ => return Ok(()),
+        }
     }
 }
 
