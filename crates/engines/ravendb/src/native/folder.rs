@@ -12,7 +12,8 @@ pub(super) struct Passage {
     folder: PathBuf,
     /// The folder that it is in.
     outer: PathBuf,
-    removed: bool,
+    /// Whether it has been removed, or what is left of it told.
+    done: bool,
 }
 
 impl Passage {
@@ -23,7 +24,7 @@ impl Passage {
         let failed = |e| Error::io(format!("making a folder in {}", outer.display()), e);
         let folder = tempfile::Builder::new().prefix("rewound-").tempdir_in(&outer).map_err(failed)?;
         open_up(&outer, folder.path())?;
-        Ok(Passage { folder: folder.keep(), outer, removed: false })
+        Ok(Passage { folder: folder.keep(), outer, done: false })
     }
 
     pub fn path(&self) -> &Path {
@@ -72,7 +73,7 @@ impl Passage {
 
     /// Removes it with everything in it; what cannot be removed is named.
     pub fn remove(mut self) -> std::result::Result<(), String> {
-        self.removed = true;
+        self.done = true;
         remove(&self.folder)
     }
 }
@@ -81,14 +82,14 @@ impl Drop for Passage {
     fn drop(&mut self) {
         // A server that was interrupted may make something once more.
         for _ in 0..REMOVED.0 / 4 {
-            if self.removed && !self.folder.exists() {
+            if self.done {
                 return;
             }
-            match remove(&self.folder) {
-                Ok(()) => self.removed = true,
-                Err(left) => return tracing::warn!("left behind: {left}"),
+            if let Err(left) = remove(&self.folder) {
+                return tracing::warn!("left behind: {left}");
             }
             std::thread::sleep(REMOVED.1);
+            self.done = !self.folder.exists();
         }
     }
 }

@@ -5,6 +5,7 @@ use model::{Error, ErrorKind, Result};
 use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often the server is asked how far it is, at first and later on.
@@ -46,8 +47,20 @@ impl Operation {
             #[serde(rename = "OperationId")]
             id: u64,
         }
-        let Begun { id } = server.json(request, doing).await?;
-        Ok(Operation { server: server.clone(), id, database, over: false })
+        let (server, doing) = (server.clone(), doing.to_owned());
+        let (over, waiting) = tokio::sync::oneshot::channel::<()>();
+        let asking = std::thread::spawn(move || {
+            let begun = alone(server.json::<Begun>(request, &doing));
+            drop(over);
+            Ok(Operation { id: begun?.id, server, database, over: false })
+        });
+        let mut asking = Asking(Some(asking));
+        // It ends when the other side is dropped.
+        let _ = waiting.await;
+        match asking.0.take().map(JoinHandle::join) {
+            Some(Ok(begun)) => begun,
+            _ => Err(Error::bug("nobody asked the server to begin")),
+        }
     }
 
     async fn state(&self, doing: &str) -> Result<State> {
@@ -96,6 +109,22 @@ impl Operation {
     }
 }
 
+/// A request that begins an operation. Given up, its answer is waited for all the same: whose number nobody knows,
+/// nobody can stop.
+struct Asking(Option<JoinHandle<Result<Operation>>>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        drop(self.0.take().map(JoinHandle::join));
+    }
+}
+
+/// Does something where no one else can stop it.
+fn alone<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Error::io("starting a runtime", e))?.block_on(work)
+}
+
 /// Why an operation has failed, in the server's words.
 fn failed(doing: &str, status: &str, result: &serde_json::Value) -> Error {
     let first = result["Message"].as_str().and_then(|m| m.lines().next()).unwrap_or(status);
@@ -110,9 +139,7 @@ impl Drop for Operation {
         }
         let stopping = || -> Result<()> {
             let (kill, doing) = (self.kill()?, "stopping the server's operation");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|e| Error::io(doing, e))?;
-            runtime.block_on(async {
+            alone(async {
                 let stopped = async {
                     self.server.send(kill, doing).await?;
                     while self.state(doing).await?.status == "InProgress" {
