@@ -1,6 +1,7 @@
 //! What changed between two times.
 
 use crate::choose::{self, PointChoice};
+use crate::opaque;
 use crate::progress::{Doing, Job};
 use crate::registry;
 use crate::time::At;
@@ -146,6 +147,13 @@ async fn resolve(
     }
     let (state, notes) = job.stop.or(choose::state(vault, points, &choice, selection)).await?;
     notes.into_iter().for_each(|note| job.note(note));
+    if job.stop.or(opaque::is_opaque(vault, state.point())).await? {
+        return Err(opaque::error(format!(
+            "the point {} is a backup that the database's server made itself: nobody else can look into it, so \
+             nothing can be compared with it",
+            state.point().name.id()
+        )));
+    }
     Ok(state)
 }
 

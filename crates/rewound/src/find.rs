@@ -1,6 +1,7 @@
 //! One document through time, and back into a database.
 
 use crate::choose;
+use crate::opaque;
 use crate::parts::Scan;
 use crate::progress::{Doing, Job};
 use crate::proof::{Mismatch, Proof};
@@ -20,17 +21,31 @@ use vault::{Vault, Version, Wanted};
 
 /// Every version of one document, newest first; of one source if its name or tag is given.
 pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&str>) -> Result<Vec<Version>> {
-    let tag = match source {
-        Some(_) => Some(choose::source(&vault.points().await?, source)?),
-        None => None,
-    };
+    let points = vault.points().await?;
+    let tag = source.map(|_| choose::source(&points, source)).transpose()?;
+    let closed = opaque::among(vault, &points, tag.as_deref()).await?;
     let wanted = Wanted {
         collection,
         keys: &|engine: &Engine| registry::keys_of(engine, key),
         patcher: &registry::patcher,
         source: tag.as_deref(),
     };
-    let mut versions = vault.find_any(&wanted).await?;
+    let found = vault.find_any(&wanted).await;
+    let is_nowhere = match &found {
+        Ok(versions) => versions.is_empty(),
+        Err(e) => e.kind() == ErrorKind::Input,
+    };
+    if is_nowhere && !closed.is_empty() {
+        return Err(opaque::error(format!(
+            "no point that can be looked into has a document {key} in a collection {collection}; {} only \
+             the server opens, so whether it was there is not known",
+            points_of(closed.len())
+        )));
+    }
+    let mut versions = opaque::unseen(found?, &points, &closed);
+    if !closed.is_empty() {
+        tracing::warn!("{} cannot be looked into: what was in them is not told here", points_of(closed.len()));
+    }
     for version in &mut versions {
         version.deleted |= registry::is_deletion(&version.engine, &version.body);
     }
@@ -39,6 +54,11 @@ pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&st
             .hint("check the names of collection and key: for a folder, the name of the file without .json; for MongoDB, DATABASE.COLLECTION and the _id, as Extended JSON if it is no plain text"));
     }
     Ok(versions)
+}
+
+/// So many points that nobody can look into.
+fn points_of(count: usize) -> String {
+    format!("{count} {} that the database's server made itself", if count == 1 { "point" } else { "points" })
 }
 
 /// The version that was there at a time: the newest one not after it, of versions newest first.

@@ -38,6 +38,7 @@ mod lanes;
 pub mod live;
 mod metered;
 pub mod mirror;
+mod opaque;
 pub mod paced;
 mod parts;
 mod pending;

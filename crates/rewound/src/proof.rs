@@ -131,6 +131,10 @@ pub(crate) async fn prove(job: &Job, target: &Target, sent: &[Sent], keys: &Hash
         compare(one, &while_doing(found, "reading the target back")?, &mut proof);
     }
     drop(results);
+    if proof.documents == 0 && proof.holds() && proof.unproven.is_empty() && sent.iter().any(|s| s.digest.count > 0) {
+        let names: Vec<&str> = sent.iter().map(|s| s.report.target.as_str()).collect();
+        proof.unproven.push(format!("{}: nothing of it can be read back and compared", names.join(", ")));
+    }
     proof.mismatches.sort_by(|a, b| a.collection.cmp(&b.collection));
     proof.took = began.elapsed();
     Ok(proof)

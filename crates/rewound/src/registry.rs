@@ -1,10 +1,10 @@
 //! What a URL means: the one table of engines, and how vaults are opened.
 
 use couch::dump::Form;
-use model::{Encoding, Engine, Error, ErrorKind, Patcher, Result, Sink, Source};
+use model::{CollectionInfo, Encoding, Engine, Error, ErrorKind, Patcher, Result, Sink, Source};
 use mongo::dump::{DumpSink, DumpSource};
 use mongo::jobflow::{JobflowSink, JobflowSource, Project};
-pub use raven::Tombstones;
+pub use raven::{Native, NativeKind, Tombstones};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub struct Reach {
     pub with_checkpoints: bool,
     /// What is to become of deletions in a RavenDB database.
     pub tombstones: Tombstones,
+    /// Whether and how RavenDB's own backups are meant.
+    pub native: Option<Native>,
 }
 
 impl fmt::Debug for Reach {
@@ -142,13 +144,21 @@ const PATHS: &[&str] = &["couchbackup", "couchdb-dump", "folder", "jobflow", "mo
 
 fn ravendb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
     let server = raven::Server::new(url).tombstones(reach.tombstones).password(reach.password.clone());
-    Ok(Arc::new(raven::RavenSource::new(Arc::new(server))))
+    let server = Arc::new(server);
+    Ok(match reach.native.clone() {
+        Some(native) => Arc::new(raven::NativeSource::new(server, native)),
+        None => Arc::new(raven::RavenSource::new(server)),
+    })
 }
 
 fn ravendb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
     let server = Arc::new(raven::Server::new(url).password(reach.password.clone()));
     let source = Arc::new(raven::RavenSource::new(server.clone()));
-    Ok(Target { sink: Arc::new(raven::RavenSink::new(server)), source, folder: None })
+    let sink: Arc<dyn Sink> = match reach.native.clone() {
+        Some(native) => Arc::new(raven::NativeSink::new(server, native)),
+        None => Arc::new(raven::RavenSink::new(server)),
+    };
+    Ok(Target { sink, source, folder: None })
 }
 
 fn mongodb_source(url: &str, _: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
@@ -227,6 +237,12 @@ pub fn is_deletion(engine: &Engine, body: &[u8]) -> bool {
     engine.0 == "couchdb" && couch::is_deletion(body)
 }
 
+/// Whether nobody can look into a collection but the engine's own server: it is made of files as that wrote
+/// them.
+pub fn is_opaque(engine: &Engine, info: &CollectionInfo) -> bool {
+    engine.0 == "ravendb" && raven::is_native(info)
+}
+
 /// A key for people.
 pub fn key_text(engine: &Engine, key: &[u8]) -> String {
     match engine.0.as_str() {
@@ -275,13 +291,24 @@ pub fn source(url: &str, reach: &Reach) -> Result<Arc<dyn Source>> {
             "--hold-tombstones and --release-tombstones are for RavenDB, which forgets deletions within minutes",
         ));
     }
+    check_native(entry, url, reach)?;
     (entry.source)(url, rest, reach)
 }
 
 /// The target that a URL means.
 pub fn target(url: &str, reach: &Reach) -> Result<Target> {
     let (entry, rest) = engine(url, "TARGET")?;
+    check_native(entry, url, reach)?;
     (entry.target)(url, rest, reach)
+}
+
+/// Refuses backups that an engine does not make itself.
+fn check_native(entry: &Entry, url: &str, reach: &Reach) -> Result<()> {
+    match reach.native.is_some() && !entry.scheme.starts_with("ravendb+") {
+        false => Ok(()),
+        true => Err(Error::input(format!("{} makes no backups of its own that Rewound takes", without_secret(url)))
+            .hint("--native-dir is for ravendb+http://HOST/DATABASE; leave it out")),
+    }
 }
 
 /// Whether a URL or path means a vault: by its scheme, or because there is one.

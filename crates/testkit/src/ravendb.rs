@@ -158,11 +158,15 @@ impl Raven {
     }
 
     fn try_request(&self, method: &str, path: &str, body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
+        self.try_request_of(method, path, "application/json", body)
+    }
+
+    fn try_request_of(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> std::io::Result<(u16, Vec<u8>)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         // Version 1.0, so that the answer comes in one piece that ends with the connection.
         let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
             self.host(),
             body.len()
         );
@@ -251,6 +255,19 @@ impl Database {
         for some in commands.chunks(1000) {
             self.done("POST", "/bulk_docs", format!(r#"{{"Commands":[{}]}}"#, some.join(",")).as_bytes());
         }
+    }
+
+    /// Imports a dump in plain text, of these types of things.
+    pub fn import(&self, dump: &str, types: &str) {
+        let part =
+            |name: &str, text: &str| format!("--part\r\nContent-Disposition: form-data; {name}\r\n\r\n{text}\r\n");
+        let options = format!(r#"{{"OperateOnTypes":"{types}"}}"#);
+        let file = r#"name="file"; filename="d.ravendbdump""#;
+        let body = part(r#"name="importOptions""#, &options) + &part(file, dump) + "--part--\r\n";
+        let path = format!("/databases/{}/smuggler/import", self.name);
+        let (kind, server) = ("multipart/form-data; boundary=part", &self.server);
+        let (status, answer) = server.try_request_of("POST", &path, kind, body.as_bytes()).unwrap();
+        assert!((200..300).contains(&status), "{status} {}", String::from_utf8_lossy(&answer));
     }
 
     /// Deletes a document.

@@ -10,8 +10,9 @@ use rewound::backup::{BackupReport, Destination, VaultOutcome, backup};
 use rewound::exit::Exit;
 use rewound::live::LiveOptions;
 use rewound::paced::{Paced, parse_rate};
-use rewound::registry::{self, Tombstones};
+use rewound::registry::{self, Native, NativeKind, Tombstones};
 use serde_json::json;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use vault::BackupOptions;
@@ -54,11 +55,37 @@ pub struct Args {
     /// RavenDB: remove the task of --hold-tombstones; later backups read everything and compare
     #[arg(long)]
     release_tombstones: bool,
+    /// RavenDB: have the server make a backup of its own into this folder, which this host and the server see
+    /// under the same name, and take its files as they are; what was made there is removed again
+    #[arg(long, value_name = "DIR", conflicts_with = "live")]
+    native_dir: Option<PathBuf>,
+    /// RavenDB: the type of that backup; a snapshot needs a license that allows it
+    #[arg(long, value_enum, default_value = "snapshot", requires = "native_dir")]
+    native_type: NativeTypeArg,
     /// Then follow the source for ever, until Ctrl-C or SIGTERM
     #[arg(long)]
     pub live: bool,
     #[command(flatten)]
     pace: PaceArgs,
+}
+
+/// A type of RavenDB's own backups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum NativeTypeArg {
+    /// The storage files
+    #[default]
+    Snapshot,
+    /// A dump with everything in it
+    Backup,
+}
+
+impl From<NativeTypeArg> for NativeKind {
+    fn from(arg: NativeTypeArg) -> Self {
+        match arg {
+            NativeTypeArg::Snapshot => NativeKind::Snapshot,
+            NativeTypeArg::Backup => NativeKind::Backup,
+        }
+    }
 }
 
 /// How a live backup goes on.
@@ -119,6 +146,7 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
     } else if args.release_tombstones {
         reach.tombstones = Tombstones::Release;
     }
+    reach.native = args.native_dir.map(|folder| Native { folder, kind: args.native_type.into() });
     let source = registry::source(&url, &reach).or_usage()?;
     match reach.tombstones {
         Tombstones::Hold => context.ui.note(

@@ -7,10 +7,11 @@ use crate::ui::format::time;
 use model::{IfExists, RestoreOptions};
 use rewound::choose::PointChoice;
 use rewound::exit::Exit;
-use rewound::registry::{self, Reach};
+use rewound::registry::{self, Native, NativeKind, Reach};
 use rewound::restore::{Consent, Restore};
 use rewound::time::At;
 use serde_json::json;
+use std::path::PathBuf;
 
 /// From where, where to, which point, and how.
 #[derive(Debug, clap::Args)]
@@ -38,6 +39,10 @@ pub struct Args {
     /// over what they are, what was not there is deleted
     #[arg(long, conflicts_with = "if_exists")]
     as_new_revisions: bool,
+    /// RavenDB: of a point of backup --native-dir, the folder by which the server gets its files back: this host
+    /// and the server see it under the same name
+    #[arg(long, value_name = "DIR")]
+    native_dir: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -45,7 +50,9 @@ pub struct Args {
 /// Restores.
 pub async fn run(args: Args, context: &Context) -> Outcome {
     let into = args.into.or(args.jobflow.map(|path| format!("jobflow:{path}"))).unwrap_or_default();
-    registry::target(&into, &args.write.reach(&context.reach)).or_usage()?;
+    let mut reach = args.write.reach(&context.reach);
+    reach.native = args.native_dir.map(|folder| Native { folder, kind: NativeKind::default() });
+    registry::target(&into, &reach).or_usage()?;
     let at = args.at.as_deref().map(|text| At::parse(text, &jiff::Zoned::now())).transpose().or_usage()?;
     if let Some(at) = &at {
         context.ui.note(format!("--at means {}", at.in_full()));
@@ -55,7 +62,6 @@ pub async fn run(args: Args, context: &Context) -> Outcome {
     if args.as_new_revisions {
         (options.as_new_revisions, options.if_exists) = (true, IfExists::Merge);
     }
-    let reach = args.write.reach(&context.reach);
     let way = Way {
         into: &into,
         reach: &reach,

@@ -3,7 +3,7 @@
 use crate::catalog::RANGES;
 use crate::dump::{Event, Item, Reader, parse};
 use crate::keys::{self, lower};
-use crate::metadata::{Attached, Metadata};
+use crate::metadata::{self, Attached, Metadata};
 use crate::ranges::{Ranges, is_empty};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -75,7 +75,7 @@ pub(crate) struct Tombstone {
 impl Tombstone {
     /// The collection of what was deleted.
     pub fn collection(&self) -> &str {
-        self.collection.as_deref().filter(|c| !c.is_empty()).unwrap_or(crate::metadata::EMPTY)
+        self.collection.as_deref().filter(|c| !c.is_empty()).unwrap_or(metadata::EMPTY)
     }
 
     /// The change vector of a revision that was deleted.
@@ -276,7 +276,7 @@ impl Gather {
             collection: Option<String>,
         }
         let segment: Segment = parse(body, "the head of a time series")?;
-        let collection = segment.data.collection.unwrap_or_else(|| crate::metadata::EMPTY.to_owned());
+        let collection = segment.data.collection.unwrap_or_else(|| metadata::EMPTY.to_owned());
         if !self.takes(&collection) {
             return Ok(());
         }
@@ -346,6 +346,13 @@ impl Gather {
             (Route::All(name), "Conflicts") => {
                 let name = name.clone();
                 self.push(&name, Kind::Meta(section.to_owned()), key.as_bytes(), body);
+            }
+            // Else they say it themselves.
+            (_, "Conflicts") => {
+                let name = metadata::conflict_of(body).unwrap_or_else(|| DATABASE.to_owned());
+                if self.takes(&name) {
+                    self.push(&self.name(&name), Kind::Meta(section.to_owned()), key.as_bytes(), body);
+                }
             }
             // Nothing of the database was asked for.
             (Route::All(name), _) if name != DATABASE => {}

@@ -13,6 +13,7 @@ pub mod keys;
 mod maker;
 mod members;
 mod metadata;
+mod native;
 mod proof;
 mod ranges;
 mod refusal;
@@ -26,6 +27,7 @@ mod upload;
 mod wake;
 
 pub use dump::{DumpSink, DumpSource};
+pub use native::{Native, NativeKind, NativeSink, NativeSource, is_native};
 pub use server::{Server, Tombstones};
 pub use sink::RavenSink;
 pub use source::RavenSource;

@@ -75,6 +75,16 @@ impl<'a> Metadata<'a> {
     }
 }
 
+/// The collection that a conflict says it is in, with its document.
+pub(crate) fn conflict_of(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Conflict {
+        #[serde(rename = "Collection")]
+        collection: Option<String>,
+    }
+    serde_json::from_slice::<Conflict>(body).ok()?.collection
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

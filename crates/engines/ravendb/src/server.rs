@@ -206,7 +206,7 @@ impl Server {
     }
 
     /// A request to the server itself.
-    fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> Result<RequestBuilder> {
+    pub(crate) fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> Result<RequestBuilder> {
         let place = self.place()?;
         let mut url = place.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {

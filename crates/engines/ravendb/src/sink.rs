@@ -3,6 +3,7 @@
 use crate::choice::{Choice, KINDS};
 use crate::dump::Compressor;
 use crate::maker::Maker;
+use crate::native;
 use crate::proof;
 use crate::replace::{self, Sum};
 use crate::server::{Build, Server, Stats};
@@ -85,6 +86,7 @@ pub(crate) fn planned(what: &Description, options: &RestoreOptions) -> Result<Ve
 #[async_trait]
 impl Sink for RavenSink {
     async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan> {
+        native::refuse(&what.collections)?;
         let build = self.server.build().await?;
         let database = self.server.database()?;
         let collections = planned(what, options)?;

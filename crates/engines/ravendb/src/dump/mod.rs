@@ -2,7 +2,7 @@
 //! backups are made of.
 
 pub mod decode;
-mod files;
+pub(crate) mod files;
 pub mod parser;
 mod reader;
 mod sink;

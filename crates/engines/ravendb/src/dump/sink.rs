@@ -3,6 +3,7 @@
 use crate::choice::{Choice, KINDS};
 use crate::dump::{Compressor, files};
 use crate::maker::{Maker, Output};
+use crate::native;
 use crate::proof;
 use crate::server::Build;
 use crate::sink::planned;
@@ -45,6 +46,7 @@ impl DumpSink {
 #[async_trait]
 impl Sink for DumpSink {
     async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan> {
+        native::refuse(&what.collections)?;
         let shown = self.path.display();
         if self.path.is_dir() {
             return Err(Error::input(format!("{shown} is a folder")).hint("name the file that is to be made"));

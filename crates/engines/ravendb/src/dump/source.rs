@@ -4,7 +4,7 @@ use crate::catalog;
 use crate::dump::{Event, Reader, files};
 use crate::gather::{DATABASE, Gather, Newer, Owners, Route, collection_id};
 use crate::keys::lower;
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, conflict_of};
 use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
@@ -111,6 +111,10 @@ impl Index {
                             }
                         }
                         "Tombstones" | catalog::RANGES => {}
+                        "Conflicts" => match conflict_of(&item.body) {
+                            None => self.has_own = true,
+                            Some(name) => drop(self.collections.entry(collection_id(&name)).or_insert((name, 0))),
+                        },
                         section => {
                             self.name_unknown(section);
                             self.has_own = true;

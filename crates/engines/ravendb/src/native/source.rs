@@ -1,0 +1,124 @@
+//! A RavenDB database as a source of the backups that its server makes.
+
+use super::entry::{Counts, Entry};
+use super::folder::{Passage, absolute};
+use super::operation::Operation;
+use super::{COLLECTION, Native, NativeKind, check};
+use crate::catalog;
+use crate::dump::files;
+use crate::server::Server;
+use crate::source::RavenSource;
+use async_trait::async_trait;
+use futures::{FutureExt, StreamExt};
+use model::{
+    AttachmentStore, Batch, BatchBuilder, Consistency, Description, Encoding, Error, ErrorKind, Kind, Part, Plan,
+    Result, ScanItem, ScanStream, Selection, Source, SourceState,
+};
+use reqwest::Method;
+use std::sync::Arc;
+
+/// A RavenDB database whose server makes a backup of it whenever it is read.
+#[derive(Debug)]
+pub struct NativeSource {
+    server: Arc<Server>,
+    inner: RavenSource,
+    native: Native,
+}
+
+impl NativeSource {
+    /// The database that the server stands for; nothing is opened yet.
+    pub fn new(server: Arc<Server>, native: Native) -> NativeSource {
+        NativeSource { inner: RavenSource::new(server.clone()), server, native }
+    }
+}
+
+#[async_trait]
+impl Source for NativeSource {
+    async fn describe(&self) -> Result<Description> {
+        let description = self.inner.describe().await?;
+        Ok(Description { collections: vec![catalog::info(COLLECTION)], losses: Vec::new(), ..description })
+    }
+
+    async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan> {
+        if !selection.only.is_empty() || !selection.exclude.is_empty() || selection.no_attachments {
+            return Err(Error::input("a backup that RavenDB makes itself is always of the whole database")
+                .hint("leave --only, --exclude and --no-attachments out, or --native-dir"));
+        }
+        check(&self.server.build().await?)?;
+        absolute(&self.native.folder)?;
+        Ok(native(self.inner.plan(selection, last).await?))
+    }
+
+    async fn read(&self, _: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream> {
+        let made = make(self.server.clone(), self.native.clone(), attachments);
+        Ok(made.map(|batch| batch.map(ScanItem::Batch)).into_stream().boxed())
+    }
+}
+
+/// The same, but for what is read: one backup that the server makes. No position, as changes say nothing
+/// without the documents that they change.
+fn native(plan: Plan) -> Plan {
+    match plan {
+        Plan::Gap { gap, then } => Plan::Gap { gap, then: Box::new(native(*then)) },
+        Plan::Scan { .. } | Plan::Changes { .. } => Plan::Scan {
+            start: None,
+            parts: vec![Part {
+                collection: catalog::info(COLLECTION),
+                token: String::new(),
+                documents: None,
+                bytes: None,
+            }],
+            at: None,
+            consistency: Consistency::OneTime,
+            skipped: Vec::new(),
+        },
+    }
+}
+
+/// Has the server make a backup, and takes its files.
+async fn make(server: Arc<Server>, native: Native, store: Arc<dyn AttachmentStore>) -> Result<Batch> {
+    let (build, database) = (server.build().await?, server.database()?);
+    let word = native.kind.word();
+    let before = server.must_stats().await?;
+    let passage = Passage::new(&native.folder)?;
+    let shown = passage.path().display().to_string();
+    let asked = serde_json::json!({ "BackupType": word, "LocalSettings": { "FolderPath": passage.path() } });
+    let request = server.of_database(Method::POST, &["admin", "backup"], &[])?.body(asked.to_string());
+    let doing = format!("RavenDB makes its own backup of type {word}");
+    let operation = Operation::begin(&server, request, Some(database.clone()), &doing).await;
+    operation.map_err(|e| refused(e, native.kind))?.wait(&doing).await?;
+    let after = server.must_stats().await?;
+    let mut entry = Entry::new(word, &build, database, Counts::of(&before), before.etag() == after.etag());
+    let files = passage.files()?;
+    if files.is_empty() {
+        return Err(Error::missing(format!("{doing}, and says that it is done, but nothing is in {shown}")).hint(
+            "--native-dir must be a folder that this host and the server see under the same name; what the server \
+             wrote is in the folder of that name on its own machine",
+        ));
+    }
+    let info = catalog::info(COLLECTION);
+    let mut batch = BatchBuilder::new(info.id, Kind::Attachment, Encoding::Json);
+    for (name, path) in files {
+        let content = files::of_file(store.put(files::open(&path).await?).await, &path)?;
+        entry.size = content.length;
+        batch.push_attachment(name.as_bytes(), &entry.body()?, content);
+    }
+    if let Err(left) = passage.remove() {
+        tracing::warn!("left behind: {left}");
+    }
+    Ok(batch.take())
+}
+
+/// Says what can be done where a license allows no backup of this type.
+fn refused(error: Error, kind: NativeKind) -> Error {
+    match (error.kind(), kind, error.message().contains("402")) {
+        (ErrorKind::Unsupported, NativeKind::Snapshot, true) => error.hint(
+            "pass --native-type backup: that type needs no license; or leave --native-dir out, then Rewound reads \
+             the database itself",
+        ),
+        (ErrorKind::Unsupported, NativeKind::Backup, true) => {
+            error.hint("leave --native-dir out, then Rewound reads the database itself")
+        }
+        _ => error,
+    }
+}
