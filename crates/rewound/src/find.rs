@@ -14,16 +14,17 @@ use model::{
     RestoreOptions, Result, ScanItem, Selection,
 };
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 use vault::{Vault, Version, Wanted};
 
 /// Every version of one document, newest first; of one source if its name or tag is given.
 pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&str>) -> Result<Vec<Version>> {
-    let points = vault.points().await?;
-    let tag = source.map(|_| choose::source(&points, source)).transpose()?;
-    let closed = opaque::among(vault, &points, tag.as_deref()).await?;
+    let tag = match source {
+        Some(_) => Some(choose::source(&vault.points().await?, source)?),
+        None => None,
+    };
     let wanted = Wanted {
         collection,
         keys: &|engine: &Engine| registry::keys_of(engine, key),
@@ -31,21 +32,36 @@ pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&st
         source: tag.as_deref(),
     };
     let found = vault.find_any(&wanted).await;
-    let is_nowhere = match &found {
-        Ok(versions) => versions.is_empty(),
-        Err(e) => e.kind() == ErrorKind::Input,
+    let sources: Option<BTreeSet<&str>> = match &found {
+        Ok(versions) if !versions.is_empty() => {
+            let of_servers = versions.iter().filter(|v| registry::has_opaque(&v.engine));
+            Some(of_servers.map(|v| &*v.tag).collect())
+        }
+        Err(e) if e.kind() != ErrorKind::Input => Some(BTreeSet::new()),
+        _ => None,
     };
-    if is_nowhere && !closed.is_empty() {
-        return Err(opaque::error(format!(
-            "no point that can be looked into has a document {key} in a collection {collection}; {} only \
-             the server opens, so whether it was there is not known",
-            points_of(closed.len())
-        )));
-    }
-    let mut versions = opaque::unseen(found?, &points, &closed);
-    if !closed.is_empty() {
-        tracing::warn!("{} cannot be looked into: what was in them is not told here", points_of(closed.len()));
-    }
+    let mut versions = match sources {
+        Some(sources) if sources.is_empty() => found?,
+        sources => {
+            let points = vault.points().await?;
+            let is_asked = |of: &str| match &sources {
+                Some(sources) => sources.contains(of),
+                None => tag.as_deref().is_none_or(|tag| tag == of),
+            };
+            let closed = opaque::among(vault, &points, is_asked).await?;
+            let so_many = points_of(closed.len());
+            if sources.is_none() && !closed.is_empty() {
+                return Err(opaque::error(format!(
+                    "no point that can be looked into has a document {key} in a collection {collection}; {so_many} \
+                     only the server opens, so whether it was there is not known",
+                )));
+            }
+            if !closed.is_empty() {
+                tracing::warn!("{so_many} cannot be looked into: what was in them is not told here");
+            }
+            opaque::unseen(found?, &points, &closed)
+        }
+    };
     for version in &mut versions {
         version.deleted |= registry::is_deletion(&version.engine, &version.body);
     }

@@ -10,10 +10,15 @@ pub(crate) async fn is_opaque(vault: &Vault, point: &Point) -> Result<bool> {
     Ok(catalog.collections.iter().any(|entry| registry::is_opaque(&point.manifest.source.engine, &entry.info)))
 }
 
-/// Those of a vault, or of one of its sources by its tag.
-pub(crate) async fn among<'a>(vault: &Vault, points: &'a Points, tag: Option<&str>) -> Result<Vec<&'a Point>> {
+/// Those of some of a vault's sources, by their tags.
+pub(crate) async fn among<'a>(
+    vault: &Vault,
+    points: &'a Points,
+    is_asked: impl Fn(&str) -> bool,
+) -> Result<Vec<&'a Point>> {
     let mut found = Vec::new();
-    for point in points.points.iter().filter(|p| tag.is_none_or(|tag| p.name.source == tag)) {
+    let may_be = |p: &&Point| registry::has_opaque(&p.manifest.source.engine) && is_asked(&p.name.source);
+    for point in points.points.iter().filter(may_be) {
         // They hold files, and no documents: most catalogs need not be read for that.
         let totals = &point.manifest.totals;
         if totals.documents == 0 && totals.attachments > 0 && is_opaque(vault, point).await? {

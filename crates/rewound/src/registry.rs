@@ -237,10 +237,15 @@ pub fn is_deletion(engine: &Engine, body: &[u8]) -> bool {
     engine.0 == "couchdb" && couch::is_deletion(body)
 }
 
+/// Whether an engine has collections that only its own server can look into.
+pub fn has_opaque(engine: &Engine) -> bool {
+    engine.0 == "ravendb"
+}
+
 /// Whether nobody can look into a collection but the engine's own server: it is made of files as that wrote
 /// them.
 pub fn is_opaque(engine: &Engine, info: &CollectionInfo) -> bool {
-    engine.0 == "ravendb" && raven::is_native(info)
+    has_opaque(engine) && raven::is_native(info)
 }
 
 /// A key for people.
