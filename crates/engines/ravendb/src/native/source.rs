@@ -16,6 +16,10 @@ use model::{
 };
 use reqwest::Method;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a server that makes other backups is waited for.
+const BUSY: Duration = Duration::from_secs(300);
 
 /// A RavenDB database whose server makes a backup of it whenever it is read.
 #[derive(Debug)]
@@ -83,9 +87,15 @@ async fn make(server: Arc<Server>, native: Native, store: Arc<dyn AttachmentStor
     let passage = Passage::new(&native.folder)?;
     let shown = passage.path().display().to_string();
     let asked = serde_json::json!({ "BackupType": word, "LocalSettings": { "FolderPath": passage.path() } });
-    let request = server.of_database(Method::POST, &["admin", "backup"], &[])?.body(asked.to_string());
     let doing = format!("RavenDB makes its own backup of type {word}");
-    let operation = Operation::begin(&server, request, Some(database.clone()), &doing).await;
+    let began = Instant::now();
+    let operation = loop {
+        let request = server.of_database(Method::POST, &["admin", "backup"], &[])?.body(asked.to_string());
+        match Operation::begin(&server, request, Some(database.clone()), &doing).await {
+            Err(e) if is_busy(&e) && began.elapsed() < BUSY => tokio::time::sleep(Duration::from_secs(1)).await,
+            begun => break begun,
+        }
+    };
     operation.map_err(|e| refused(e, native.kind))?.wait(&doing).await?;
     let after = server.must_stats().await?;
     let mut entry = Entry::new(word, &build, database, Counts::of(&before), before.etag() == after.etag());
@@ -107,6 +117,11 @@ async fn make(server: Arc<Server>, native: Native, store: Arc<dyn AttachmentStor
         tracing::warn!("left behind: {left}");
     }
     Ok(batch.take())
+}
+
+/// Whether the server makes as many backups as it may already, of other databases perhaps.
+fn is_busy(error: &Error) -> bool {
+    error.message().contains("maximum number of concurrent backup")
 }
 
 /// Says what can be done where a license allows no backup of this type.
