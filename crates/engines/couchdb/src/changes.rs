@@ -206,12 +206,6 @@ impl Follower {
             let mut limit = PAGE_FIRST;
             loop {
                 let page = rows::page(&server.client, name, &stand.seq, limit).await?;
-                if database.is_settled() {
-                    // With time, its history may no longer reach back to what was seen.
-                    stand.seen = None;
-                } else if let Some(row) = page.rows.last() {
-                    stand.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
-                }
                 let (given, bytes) = match self.documents(&reader, &page.rows, PAGE_BYTES).await? {
                     Told::Given(given, bytes) => (given, bytes),
                     Told::Unseen(gap) => return Ok(Some(gap)),
@@ -221,14 +215,17 @@ impl Follower {
                     // Only the server knows where that is.
                     let short = rows::page(&server.client, name, &stand.seq, given).await?;
                     if short.rows[..] != page.rows[..given] {
-                        // Some have changed once more, and others come in their place.
-                        limit = given;
+                        // Some have changed once more, or come in another order from another part of the
+                        // database: so few that they weigh less for sure.
+                        limit = given.div_ceil(2);
                         continue;
                     }
                     stand.seq = short.last;
+                    stand.saw(database, &page.rows[..given]);
                 } else {
                     let same = stand.seq == page.last;
                     stand.seq = page.last;
+                    stand.saw(database, &page.rows);
                     if same || !page.more {
                         break;
                     }

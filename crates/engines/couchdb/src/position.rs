@@ -1,7 +1,7 @@
 //! Where to go on following the databases of a server, and how to know that they are still the same.
 
 use crate::copies;
-use crate::rows;
+use crate::rows::{self, Row};
 use crate::server::{Database, Server};
 use model::{Error, Position, Result};
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,16 @@ impl Stand {
             extras: String::new(),
             seen,
         })
+    }
+
+    /// Remembers the last of some rows, if that is needed to know the database again.
+    pub fn saw(&mut self, database: &Database, rows: &[Row]) {
+        if database.is_settled() {
+            // With time, its history may no longer reach back to what was seen.
+            self.seen = None;
+        } else if let Some(row) = rows.last() {
+            self.seen = row.revs.first().map(|rev| (row.id.clone(), rev.clone()));
+        }
     }
 
     /// Why a database is not the one that stood here; none if it is.
