@@ -3,14 +3,20 @@
 
 mod common;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use common::*;
 use futures::TryStreamExt;
+use futures::stream::BoxStream;
 use jiff::{Span, ToSpan};
 use model::{
-    BatchBuilder, ChangeBatch, Consistency, Description, Encoding, EngineTime, FeedKind, Gap, Kind, Position, Selection,
+    BatchBuilder, ChangeBatch, Consistency, Description, Encoding, EngineTime, FeedKind, Gap, Kind, Position, Result,
+    Selection,
 };
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use testkit::faulty::{Faults, SimDisk};
+use vault::storage::{Created, Entry, Storage};
 use vault::{
     BackupOptions, Flush, PointDetails, PointName, Policy, PruneOptions, PruneReport, Reason, Vault, VerifyOptions,
 };
@@ -534,4 +540,72 @@ async fn gaps_outlive_the_points_that_told_of_them() {
     vault.prune_by(&by(Policy { last: Some(1), ..Policy::default() })).await.unwrap();
     let report = vault.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
     assert!(report.damages.is_empty() && report.leftovers == 0, "{report:?}");
+}
+
+/// Takes a point away when somebody is about to read it.
+#[derive(Debug)]
+struct Withdrawn {
+    real: Arc<dyn Storage>,
+    point: Mutex<Option<String>>,
+}
+
+#[async_trait]
+impl Storage for Withdrawn {
+    fn location(&self) -> String {
+        self.real.location()
+    }
+    fn is_local(&self) -> bool {
+        self.real.is_local()
+    }
+    async fn create(&self, name: &str, bytes: Bytes) -> Result<Created> {
+        self.real.create(name, bytes).await
+    }
+    async fn replace(&self, name: &str, bytes: Bytes) -> Result<()> {
+        self.real.replace(name, bytes).await
+    }
+    async fn sync(&self) -> Result<()> {
+        self.real.sync().await
+    }
+    async fn read(&self, name: &str) -> Result<Bytes> {
+        let gone = self.point.lock().unwrap().take_if(|point| *point == name);
+        if let Some(gone) = gone {
+            self.real.delete(&gone).await?;
+        }
+        self.real.read(name).await
+    }
+    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+        self.real.read_range(name, range).await
+    }
+    async fn stat(&self, name: &str) -> Result<Option<Entry>> {
+        self.real.stat(name).await
+    }
+    async fn list(&self, prefix: &str) -> Result<BoxStream<'static, Result<Entry>>> {
+        self.real.list(prefix).await
+    }
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.real.delete(name).await
+    }
+    async fn free_space(&self) -> Result<Option<u64>> {
+        self.real.free_space().await
+    }
+}
+
+#[tokio::test]
+async fn a_run_begins_also_if_the_newest_point_goes_while_it_is_looked_at() {
+    let keys = Keys::new(1);
+    let disk = SimDisk::new(keys.clock.clone());
+    let vault = init(disk.storage(), &keys, true).await.unwrap();
+    let mut names = Vec::new();
+    for n in 0..2 {
+        names.push(backup(&vault, "a", &world(n), n, BackupOptions::default()).await.unwrap().0);
+        keys.clock.advance(1000);
+    }
+    let storage = Withdrawn { real: disk.storage(), point: Mutex::new(Some(names[1].to_string())) };
+    let vault = Vault::open(Arc::new(storage), keys.reader()).await.unwrap();
+    let run = vault.start_run(&description("a", &world(2)), BackupOptions::default()).await.unwrap();
+    assert_eq!(run.last().unwrap().time, EngineTime::wall(0), "it builds on the point before");
+    run.abandon().await.unwrap();
+    let (name, _) = backup(&vault, "a", &world(2), 2, BackupOptions::default()).await.unwrap();
+    let point = point(&vault, &name).await;
+    assert!(same(&restore(&vault, &point).await.unwrap(), &world(2)));
 }

@@ -1,10 +1,12 @@
 //! One backup into a vault: its start, and what is written.
 
 mod commit;
+mod newest;
 
+use self::newest::Newest;
 use crate::checks;
 use crate::crypto::Audience;
-use crate::log::{Chain, Listed};
+use crate::log::Chain;
 use crate::manifest::{CatalogEntry, FilterRef, Manifest, SourceInfo};
 use crate::name::{ObjectKind, PointName};
 use crate::objects::{ObjectWriter, blocking};
@@ -190,30 +192,19 @@ impl Run {
         // A name given by the user is the source's identity in this vault, so that it can move.
         let identity = options.name.as_ref().map_or_else(|| source.identity.clone(), |n| format!("as:{n}"));
         let tag = objects.keys.source_tag(&source.engine.0, &identity);
-        let mut log = Vec::new();
-        let of_source = |listed: Listed| log.extend((listed.name.source == tag).then_some(listed));
-        let history = points::list_with_log(&vault, of_source).await?;
-        let previous = match points::newest_of(&history, &tag) {
-            Some(name) => Some((name.clone(), points::read(&vault, name).await?)),
-            None => None,
-        };
+        let Newest { history, log, point } = Newest::find(&vault, &tag).await?;
         vault.check_newest(&tag, &history).await?;
-        let mut base = Vec::new();
-        let mut trusted = HashSet::new();
+        let (previous, mut base) = match point {
+            Some((name, manifest, layers)) => (Some((name, manifest)), layers),
+            None => (None, Vec::new()),
+        };
+        let mut trusted: HashSet<String> = previous.iter().filter_map(|(_, m)| m.catalog_object.clone()).collect();
         let mut known_segments = HashMap::new();
-        if let Some((_, manifest)) = &previous {
-            for reference in &manifest.layers {
-                let layer = objects.layer(&reference.object).await?;
-                trusted.extend(layer.objects().map(str::to_owned));
-                trusted.insert(reference.object.clone());
-                for entry in &layer.segments {
-                    if !entry.frames.is_empty() {
-                        known_segments.insert(entry.object.clone(), entry.clone());
-                    }
-                }
-                base.push(OldLayer { reference: reference.clone(), layer: Arc::new(layer) });
-            }
-            trusted.extend(manifest.catalog_object.clone());
+        for OldLayer { reference, layer } in &base {
+            trusted.extend(layer.objects().map(str::to_owned));
+            trusted.insert(reference.object.clone());
+            let known = layer.segments.iter().filter(|entry| !entry.frames.is_empty());
+            known_segments.extend(known.map(|entry| (entry.object.clone(), entry.clone())));
         }
         let is_doomed = |path: &str| doomed.contains(path);
         let lost = missing_from(&vault.storage, &base).await?;
