@@ -11,7 +11,7 @@ use crate::inline;
 use crate::position::{Places, Stand, number};
 use crate::read::{Attached, Read, Reader};
 use crate::rows::{self, Row};
-use crate::server::{ASKING, Database};
+use crate::server::{self, ASKING, Database};
 use crate::source::CouchSource;
 use crate::wake::{Next, Wake};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -295,7 +295,7 @@ impl Follower {
     async fn purges(&mut self, reader: &Reader, stand: &Stand, database: &Database) -> Result<Option<Gap>> {
         let (then, now) = (number(&stand.purge), number(&database.info.purge_seq()));
         let count = now.zip(then).and_then(|(now, then)| now.checked_sub(then));
-        let purged = self.source.server.purged(&database.name).await?;
+        let purged = server::purged(&self.source.server.client, &database.name).await?;
         let (Some(count), Some(ids)) = (count, purged) else {
             let why = format!("documents of {} were purged, and the server does not tell which", database.name);
             return Ok(Some(self.gap(why)));

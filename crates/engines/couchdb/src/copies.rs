@@ -97,21 +97,6 @@ pub(crate) fn lacking<'a>(named: &'a [String], texts: &[&[u8]]) -> Option<&'a St
     })
 }
 
-/// Whether revisions of a document were purged, as far as the server remembers.
-pub(crate) async fn was_purged(client: &Client, database: &str, id: &str) -> Result<bool> {
-    #[derive(Deserialize)]
-    struct One {
-        id: String,
-    }
-    #[derive(Deserialize)]
-    struct All {
-        purged_infos: Vec<One>,
-    }
-    let request = Request::get(format!("{}/_purged_infos", segment(database)));
-    let all: Option<All> = client.find(&request).await?;
-    Ok(all.is_some_and(|all| all.purged_infos.iter().any(|one| one.id == id)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@ use crate::copies;
 use crate::leaf::Leaf;
 use crate::members::quoted;
 use crate::rows::Row;
+use crate::server;
 use bytes::Bytes;
 use model::{Error, ErrorKind, Result};
 use std::ops::Range;
@@ -109,7 +110,7 @@ impl Fetched {
             self.open(client, database, &row.id, i, Some(copies)).await?;
         }
         match copies::lacking(&row.revs, &self.texts(i)) {
-            Some(rev) if !copies::was_purged(client, database, &row.id).await? => {
+            Some(rev) if !server::purged(client, database).await?.is_some_and(|ids| ids.contains(&row.id)) => {
                 let what = format!("revision {rev} of document {} in {database}", row.id);
                 let text = format!("a node of the cluster has {what}, and none that answers gives it");
                 Err(Error::new(ErrorKind::Retry, text).hint("run the command again when all nodes are up"))

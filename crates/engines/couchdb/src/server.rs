@@ -222,41 +222,18 @@ impl Server {
 
     /// How many revisions of each document it remembers; `None` if the server does not tell.
     pub(crate) async fn revs_limit(&self, database: &str) -> Result<Option<u64>> {
-        self.asked(&format!("{}/_revs_limit", segment(database))).await
+        asked(&self.client, &format!("{}/_revs_limit", segment(database))).await
     }
 
     /// `_security`, verbatim.
     pub(crate) async fn security(&self, database: &str) -> Result<Option<Box<RawValue>>> {
-        self.asked(&format!("{}/_security", segment(database))).await
-    }
-
-    /// Answers that a server may not have.
-    async fn asked<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<Option<T>> {
-        match self.client.find(&Request::get(path)).await {
-            Err(e) if matches!(e.kind(), ErrorKind::Input) => Ok(None),
-            other => other,
-        }
+        asked(&self.client, &format!("{}/_security", segment(database))).await
     }
 
     /// Whether it lists `_local` documents.
     pub(crate) async fn lists_local(&self, database: &str) -> Result<bool> {
         let path = format!("{}/_local_docs?limit=1", segment(database));
-        Ok(self.asked::<Value>(&path).await?.is_some_and(|v| v.get("rows").is_some()))
-    }
-
-    /// The ids of what was purged, as far as the server remembers; `None` if it does not tell.
-    pub(crate) async fn purged(&self, database: &str) -> Result<Option<Vec<String>>> {
-        #[derive(Deserialize)]
-        struct One {
-            id: String,
-        }
-        #[derive(Deserialize)]
-        struct All {
-            purged_infos: Vec<One>,
-        }
-        let path = format!("{}/_purged_infos", segment(database));
-        let found: Option<All> = self.asked(&path).await?;
-        Ok(found.map(|all| all.purged_infos.into_iter().map(|one| one.id).collect()))
+        Ok(asked::<Value>(&self.client, &path).await?.is_some_and(|v| v.get("rows").is_some()))
     }
 
     /// Whether the tree of a document knows this revision: proof that it is the same database.
@@ -265,6 +242,28 @@ impl Server {
         let missing = self.client.json(&request, ANSWER_MAX, |b| serde_json::from_slice::<Value>(b)).await?;
         Ok(missing.get(id).is_none())
     }
+}
+
+/// Answers that a server may not have.
+async fn asked<T: for<'a> Deserialize<'a>>(client: &Client, path: &str) -> Result<Option<T>> {
+    match client.find(&Request::get(path)).await {
+        Err(e) if matches!(e.kind(), ErrorKind::Input) => Ok(None),
+        other => other,
+    }
+}
+
+/// The ids of what was purged, as far as the server remembers; `None` if it does not tell.
+pub(crate) async fn purged(client: &Client, database: &str) -> Result<Option<Vec<String>>> {
+    #[derive(Deserialize)]
+    struct One {
+        id: String,
+    }
+    #[derive(Deserialize)]
+    struct All {
+        purged_infos: Vec<One>,
+    }
+    let found: Option<All> = asked(client, &format!("{}/_purged_infos", segment(database))).await?;
+    Ok(found.map(|all| all.purged_infos.into_iter().map(|one| one.id).collect()))
 }
 
 /// A server that all parts of a command share.
