@@ -65,15 +65,7 @@ impl HashKeys {
     /// The hash of document `i` of a batch: of its kind, key, body and attachment's content.
     pub fn document(&self, batch: &Batch, i: usize) -> DocumentHash {
         let digest = batch.attachments.get(i).map(|a| &a.digest[..]).unwrap_or_default();
-        self.parts(batch.kind.space(), batch.key_of(i), batch.body_of(i), digest)
-    }
-
-    /// The hash of an attachment's entry; see [`HashKeys::document`].
-    pub(crate) fn attachment(&self, key: &[u8], body: &[u8], digest: &[u8]) -> DocumentHash {
-        self.parts(Kind::Attachment.space(), key, body, digest)
-    }
-
-    fn parts(&self, space: &str, key: &[u8], body: &[u8], digest: &[u8]) -> DocumentHash {
+        let (space, key, body) = (batch.kind.space(), batch.key_of(i), batch.body_of(i));
         let mut hasher = HighwayHasher::new(self.document);
         // Lengths first, so that no two different documents give the same bytes.
         let mut lengths = [0; 16];
