@@ -65,7 +65,10 @@ impl HashKeys {
     /// The hash of document `i` of a batch: of its kind, key, body and attachment's content.
     pub fn document(&self, batch: &Batch, i: usize) -> DocumentHash {
         let digest = batch.attachments.get(i).map(|a| &a.digest[..]).unwrap_or_default();
-        let (space, key, body) = (batch.kind.space(), batch.key_of(i), batch.body_of(i));
+        self.parts(batch.kind.space(), batch.key_of(i), batch.body_of(i), digest)
+    }
+
+    fn parts(&self, space: &str, key: &[u8], body: &[u8], digest: &[u8]) -> DocumentHash {
         let mut hasher = HighwayHasher::new(self.document);
         // Lengths first, so that no two different documents give the same bytes.
         let mut lengths = [0; 16];
