@@ -31,12 +31,18 @@ type Docs = BTreeMap<u8, u64>;
 /// A database with a clock: what each key became when. Nothing of it is ever forgotten.
 struct Engine<'a> {
     keys: &'a Keys,
+    attaches: bool,
     events: Mutex<Vec<(EngineTime, u8, Option<u64>)>>,
     /// The last time that anybody was told, or that anything happened at.
     last: AtomicU64,
 }
 
 impl Engine<'_> {
+    /// Whether a document has an attachment: some have in one seed of four, as they take their time.
+    fn attaches(&self, key: u8) -> bool {
+        self.attaches && key >= ATTACHED
+    }
+
     /// The engine's time: several within a millisecond.
     fn now(&self) -> EngineTime {
         let millis = self.keys.clock.now_millis();
@@ -83,7 +89,7 @@ impl Engine<'_> {
             let mut builder = BatchBuilder::new(id(), kind, Encoding::Json);
             builder.push(&[b'k', *key], value.map(|v| body(*key, v)).unwrap_or_default().as_bytes());
             changes.push(ChangeBatch { batch: builder.take(), times: vec![*time] });
-            if *key >= ATTACHED {
+            if self.attaches(*key) {
                 let batch = match value {
                     Some(value) => attachment(*key, *value, store).await?,
                     None => {
@@ -279,7 +285,9 @@ impl Simulation<'_> {
             if !builder.is_empty() {
                 run.write(builder.take()).await?;
             }
-            for (key, value) in self.engine.at(read).iter().filter(|(key, _)| *key / 3 == half && **key >= ATTACHED) {
+            for (key, value) in
+                self.engine.at(read).iter().filter(|(key, _)| *key / 3 == half && self.engine.attaches(**key))
+            {
                 run.write(attachment(*key, *value, &*run.attachments()).await?).await?;
             }
             if half == 0 {
@@ -358,11 +366,34 @@ impl Simulation<'_> {
     }
 
     async fn read_point(&self, vault: &Vault, point: &Point) -> Result<Docs> {
-        documents(&vault.resolve(point, &Selection::default(), None).await?).await
+        self.documents(&vault.resolve(point, &Selection::default(), None).await?).await
     }
 
     async fn read_at(&self, vault: &Vault, tag: &str, time: EngineTime) -> Result<Docs> {
-        documents(&vault.resolve_at(tag, time, &Selection::default(), None).await?).await
+        self.documents(&vault.resolve_at(tag, time, &Selection::default(), None).await?).await
+    }
+
+    async fn documents(&self, state: &State) -> Result<Docs> {
+        let (mut docs, mut attached) = (Docs::new(), Docs::new());
+        for collection in state.collections() {
+            let mut batches = state.read(collection);
+            while let Some(batch) = batches.try_next().await? {
+                for i in 0..batch.len() {
+                    let json: serde_json::Value = serde_json::from_slice(batch.body_of(i)).unwrap();
+                    let (key, value) = (json["k"].as_u64().unwrap() as u8, json["v"].as_u64().unwrap());
+                    if let Some(reference) = batch.attachments.get(i) {
+                        let stored = state.attachments().open(reference).await?;
+                        assert!(collect_attachment(stored, 1 << 20).await? == content(value));
+                        attached.insert(key, value);
+                    } else {
+                        docs.insert(key, value);
+                    }
+                }
+            }
+        }
+        let with = docs.iter().filter(|(key, _)| self.engine.attaches(**key));
+        assert_eq!(attached, with.map(|(key, value)| (*key, *value)).collect());
+        Ok(docs)
     }
 
     /// All that was promised holds; of times between points, so many are tried. Gives the number of unannounced points that cannot be restored.
@@ -439,33 +470,12 @@ impl Simulation<'_> {
     }
 }
 
-async fn documents(state: &State) -> Result<Docs> {
-    let (mut docs, mut attached) = (Docs::new(), Docs::new());
-    for collection in state.collections() {
-        let mut batches = state.read(collection);
-        while let Some(batch) = batches.try_next().await? {
-            for i in 0..batch.len() {
-                let json: serde_json::Value = serde_json::from_slice(batch.body_of(i)).unwrap();
-                let (key, value) = (json["k"].as_u64().unwrap() as u8, json["v"].as_u64().unwrap());
-                if let Some(reference) = batch.attachments.get(i) {
-                    let stored = state.attachments().open(reference).await?;
-                    assert!(collect_attachment(stored, 1 << 20).await? == content(value));
-                    attached.insert(key, value);
-                } else {
-                    docs.insert(key, value);
-                }
-            }
-        }
-    }
-    assert_eq!(attached, docs.clone().split_off(&ATTACHED));
-    Ok(docs)
-}
-
 async fn run(seed: u64) -> usize {
     let keys = Keys::new(seed);
     let disk = SimDisk::new(keys.clock.clone());
     let vault = init(disk.storage(), &keys, dice(seed, 0, 6) > 0).await.unwrap();
-    let engine = Engine { keys: &keys, events: Mutex::default(), last: AtomicU64::new(0) };
+    let engine =
+        Engine { keys: &keys, attaches: dice(seed, 2, 4) == 0, events: Mutex::default(), last: AtomicU64::new(0) };
     let (announced, failed_reads) = (Mutex::default(), AtomicU64::new(0));
     let simulation = Simulation { seed, disk: &disk, keys: &keys, engine: &engine, announced, failed_reads };
     engine.write(seed, 5);
