@@ -3,7 +3,8 @@
 //! A document may have many attachments of which one changes. Its entry has one content, so that it can be
 //! written by itself; the pieces are its attachments.
 
-use crate::{AttachmentRef, Error, Result};
+use crate::{AttachmentRef, AttachmentStream, Error, Result};
+use futures::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
 
 /// What the place of a reference begins with that is made of others.
@@ -74,6 +75,14 @@ impl AttachmentRef {
             None => moved(self),
         }
     }
+}
+
+/// The contents of pieces, one after the other, each opened when it is its turn.
+pub fn in_turn<F>(pieces: Vec<Piece>, open: impl Fn(AttachmentRef) -> F + Send + 'static) -> AttachmentStream
+where
+    F: Future<Output = Result<AttachmentStream>> + Send + 'static,
+{
+    stream::iter(pieces).then(move |piece| open(piece.content)).try_flatten().boxed()
 }
 
 /// The digest of a content with pieces that have these.

@@ -78,11 +78,12 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// What a store knows it by, beside the document: its digest, and when it came. The same digest that came
-    /// at another time is fetched again, as others may have made two contents that share one.
+    /// What a store knows it by, beside the document: its digest, and the revision that it came with. The same
+    /// digest that came with another one is fetched again, as somebody may have made two contents that share it.
     pub fn name(&self, leaves: &[Leaf<'_>]) -> String {
         let has_it = |a: &&Attached<'_>| a.digest == self.digest && a.stored == self.bytes;
-        let revpos = leaves.iter().flat_map(|leaf| &leaf.attachments).find(has_it).map_or(0, |a| a.revpos);
+        let revpos = leaves.iter().flat_map(|leaf| &leaf.attachments).filter(has_it).map(|a| a.revpos).min();
+        let revpos = revpos.unwrap_or_default();
         let encoding = self.encoding.as_deref().unwrap_or("identity");
         format!("{} {} {encoding} {revpos}", self.digest, self.bytes)
     }

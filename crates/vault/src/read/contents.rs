@@ -8,8 +8,8 @@ use crate::segment;
 use crate::write::Place;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
-use model::{AttachmentRef, AttachmentStore, AttachmentStream, Batch, Encoding, Error, Result, ResultExt};
+use futures::{StreamExt, stream};
+use model::{AttachmentRef, AttachmentStore, AttachmentStream, Batch, Encoding, Error, Result, ResultExt, in_turn};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
@@ -169,11 +169,10 @@ impl AttachmentStore for ContentReader {
         let Some(pieces) = reference.pieces() else { return self.open_one(reference).await };
         // Their digests are those that the whole one is made of.
         let reader = Arc::new(self.again());
-        let opened = stream::iter(pieces?).then(move |piece| {
+        Ok(in_turn(pieces?, move |content| {
             let reader = reader.clone();
-            async move { reader.open_one(&piece.content).await }
-        });
-        Ok(opened.try_flatten().boxed())
+            async move { reader.open_one(&content).await }
+        }))
     }
 }
 
