@@ -8,7 +8,7 @@ use crate::log::contents::{self, ListedContent};
 use crate::log::{Listed, current};
 use crate::manifest::Layer;
 use crate::name::ContentsName;
-use crate::objects::ObjectWriter;
+use crate::objects::{ObjectWriter, is_damage};
 use crate::read::Segments;
 use crate::vault::Inner;
 use crate::write::contents::{KnownPlace, Place};
@@ -85,16 +85,16 @@ struct State {
 /// The lists of a source that say something of the log after `after` (milliseconds since 1970 UTC), in the
 /// order in which they were written.
 pub(crate) async fn lists_after(vault: &Inner, source: &str, log: &[Listed], after: u64) -> Result<Vec<ContentsName>> {
+    let mut names = if log.is_empty() { Vec::new() } else { contents::names(vault, source).await? };
+    if names.is_empty() {
+        return Ok(names);
+    }
     let current = current(log.to_vec());
     let mut ends: HashMap<&str, (u32, u64)> = HashMap::new();
     for Listed { name, .. } in current.iter().filter(|l| l.name.to > after) {
         let end = ends.entry(&name.run).or_default();
         *end = (end.0.max(name.last), end.1.max(name.to));
     }
-    if ends.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut names = contents::names(vault, source).await?;
     names.retain(|name| ends.get(&*name.run).is_some_and(|(last, _)| *last >= name.flush));
     names.sort_by_key(|name| (ends.get(&*name.run).map_or(0, |(_, to)| *to), name.run.clone(), name.flush));
     Ok(names)
@@ -163,7 +163,11 @@ impl KnownPieces {
             // What flushes of this run have listed is newer.
             let newer = std::mem::take(&mut state.pieces);
             for (number, old) in self.layers.iter().enumerate() {
-                self.look_into(state, number as u16, &old.layer, collection).await?;
+                match self.look_into(state, number as u16, &old.layer, collection).await {
+                    // What is not known is fetched again.
+                    Err(e) if is_damage(&e) => tracing::warn!("some attachments are fetched again: {e}"),
+                    other => other?,
+                }
             }
             state.pieces.extend(newer);
             state.looked.insert(collection.clone());
@@ -172,8 +176,11 @@ impl KnownPieces {
             let newer = std::mem::take(&mut state.pieces);
             let mut older = State::default();
             for name in &self.log {
-                let Some(list) = contents::read_if_there(&self.vault, name).await? else { continue };
-                list.contents.iter().try_for_each(|content| remember(&mut older, content))?;
+                match contents::read(&self.vault, name).await {
+                    Ok(list) => list.contents.iter().try_for_each(|content| remember(&mut older, content))?,
+                    Err(e) if is_damage(&e) => tracing::warn!("some attachments are fetched again: {e}"),
+                    Err(e) => return Err(e),
+                }
             }
             // Layers are older than the log, and this run is newer.
             let (log, layers): (Vec<_>, Vec<_>) =
