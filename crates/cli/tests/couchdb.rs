@@ -209,45 +209,82 @@ fn live_backup_stores_what_changes() {
 }
 
 #[test]
-fn attachments_that_are_too_large_for_a_change_are_read_with_all_else() {
+fn changes_bring_attachments_of_any_size_once() {
     let (couch, host) = (CouchServer::shared(), Host::ready());
     let db = fill(&couch);
     couch.done("DELETE", &format!("/{db}/_design/no?rev=1-e"), "");
     let url = couch.url(&db);
     host.run(&["backup", &url, "--to", "v"]).ends(0);
+    let parts = || host.tree("v/parts").len();
+    let scanned = parts();
     let put = |revisions: &[&str], data: &str| {
         let attached = format!(r#""_attachments":{{"b":{{"content_type":"x/y","data":"{data}"}}}}"#);
         couch.put_all(&db, &[leaf("large", revisions, &attached)]);
     };
-    // Up to 8 MiB a change carries them.
-    put(&["g", "f"], &"QUJD".repeat((2 << 20) + 1));
-    let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
-    assert!(!ran.err.contains("too large"), "{ran:?}");
-    assert_eq!(ran.summary()["mode"], "changes", "{ran:?}");
-    let to = couch.database_name();
-    let ran = host.read(&["restore", "v", "--into", &couch.url(&to), "--json"]).ends(0);
-    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
-    same(&state(&couch, &to), &state(&couch, &db));
+    let backup = || {
+        let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
+        assert_eq!(ran.summary()["mode"], "changes", "{ran:?}");
+    };
+    let proven = || {
+        let to = couch.database_name();
+        let ran = host.read(&["restore", "v", "--into", &couch.url(&to), "--json"]).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+        same(&state(&couch, &to), &state(&couch, &db));
+    };
+    // The document changes, its attachment does not.
+    let path = format!("/{db}/large");
+    let touch = || {
+        let mut document = couch.done("GET", &path, "");
+        document["touched"] = true.into();
+        couch.done("PUT", &path, &document.to_string())["rev"].as_str().unwrap().to_owned()
+    };
+    let rev = touch();
+    backup();
+    assert_eq!(parts(), scanned);
+    proven();
+    // Another one, in several parts, which stays when the document changes again.
+    put(&["g", rev.strip_prefix("2-").unwrap(), "f"], &"QUJD".repeat((17 << 20) / 3 + 1));
+    backup();
+    assert_eq!(parts(), scanned + 2);
+    touch();
+    backup();
+    assert_eq!(parts(), scanned + 2);
+    proven();
     // Change log and scan say the same of it.
     let full = host.read(&["backup", &url, "--to", "v", "--full", "--json"]).ends(0);
     assert!(!full.out.contains("mismatch"), "{full:?}");
-    // Back to a small one: what was stored apart is no longer there.
-    put(&["h", "g", "f"], "QUFB");
-    host.run(&["backup", &url, "--to", "v"]).ends(0);
-    put(&["i", "h", "g", "f"], &"QUJD".repeat((8 << 20) / 3 + 1));
-    let ran = host.run(&["backup", &url, "--to", "v", "--json"]).ends(0);
-    assert!(ran.err.contains("too large for the change log"), "{ran:?}");
-    assert_eq!(ran.of("vault")[0]["point"]["changed"], 2, "{ran:?}");
-    let points = host.run(&["points", "v", "--json"]).ends(0);
-    assert!(points.summary()["gaps"] == 0 && !points.out.contains("too large"), "{points:?}");
-    let to = couch.database_name();
-    let ran = host.read(&["restore", "v", "--into", &couch.url(&to), "--json"]).ends(0);
-    assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
-    same(&state(&couch, &to), &state(&couch, &db));
+    assert_eq!(parts(), scanned + 2);
     // One document alone comes back, too.
     let one = couch.database_name();
     let ran =
         host.read(&["restore", "v", "--into", &couch.url(&one), "--only", &format!("{db}/small"), "--json"]).ends(0);
     assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
     assert_eq!(couch.ask("GET", &format!("/{one}/small/a.txt"), "").1, "hello");
+    host.read(&["verify", "v"]).ends(0);
+}
+
+#[test]
+fn several_vaults_share_what_is_fetched() {
+    let (couch, host) = (CouchServer::shared(), Host::ready());
+    host.run(&["init", "w", "--plain"]).ends(0);
+    let db = couch.database();
+    couch.put_all(&db, &[leaf("a", &["1"], r#""v":1"#)]);
+    let url = couch.url(&db);
+    host.run(&["backup", &url, "--to", "v", "--to", "w"]).ends(0);
+    let data = "QUJD".repeat((2 << 20) / 3 + 1);
+    let small = "QUJD".repeat(50_000);
+    let entry = |data: &str| format!(r#"{{"content_type":"x/y","data":"{data}"}}"#);
+    let attached = format!(r#""_attachments":{{"l":{},"s":{}}}"#, entry(&data), entry(&small));
+    couch.put_all(&db, &[leaf("b", &["1"], &attached)]);
+    for _ in 0..2 {
+        let ran = host.run(&["backup", &url, "--to", "v", "--to", "w", "--json"]).ends(0);
+        assert_eq!(ran.summary()["mode"], "changes", "{ran:?}");
+        couch.put_all(&db, &[leaf("c", &["1"], r#""v":1"#)]);
+    }
+    for vault in ["v", "w"] {
+        assert_eq!(host.tree(&format!("{vault}/parts")).len(), 2, "{vault}");
+        let to = couch.database_name();
+        let ran = host.read(&["restore", vault, "--into", &couch.url(&to), "--json"]).ends(0);
+        assert_eq!(ran.summary()["proof"]["holds"], true, "{ran:?}");
+    }
 }

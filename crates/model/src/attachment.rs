@@ -1,6 +1,6 @@
 //! Attachments: content that streams past, never whole in memory.
 
-use crate::{CollectionId, Error, Result, limits};
+use crate::{CollectionId, Error, Result};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -38,11 +38,6 @@ impl AttachmentRef {
         AttachmentRef { digest: *blake3::hash(content).as_bytes(), length: content.len() as u64, place: place.into() }
     }
 
-    /// Whether it carries its content with it.
-    pub fn is_inline(&self) -> bool {
-        self.place.starts_with(INLINE)
-    }
-
     /// The content that it carries with it; none if it does not.
     pub fn inline_content(&self) -> Option<Result<Bytes>> {
         let text = self.place.strip_prefix(INLINE)?;
@@ -55,6 +50,11 @@ impl AttachmentRef {
     }
 }
 
+/// Whether a place carries the content with it.
+pub fn is_inline(place: &str) -> bool {
+    place.starts_with(INLINE)
+}
+
 /// Takes the content of attachments, once per content, and gives it back.
 #[async_trait]
 pub trait AttachmentStore: Send + Sync {
@@ -62,16 +62,10 @@ pub trait AttachmentStore: Send + Sync {
     /// already is not stored again.
     async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef>;
 
-    /// The content that an attachment had the last time, if all that the source says of it (`body`) is what
-    /// it said then: so that it need not be fetched again. Only for sources whose words tell the content
-    /// apart, by a digest. `None` where the store does not know.
-    async fn known(&self, _collection: &CollectionId, _key: &[u8], _body: &[u8]) -> Result<Option<AttachmentRef>> {
+    /// The content that a piece of this key had the last time, by its name (see [`Piece`](crate::Piece)): so
+    /// that it need not be fetched again. `None` where the store does not know.
+    async fn known(&self, _collection: &CollectionId, _key: &[u8], _name: &str) -> Result<Option<AttachmentRef>> {
         Ok(None)
-    }
-
-    /// Bytes of the largest content that it takes.
-    fn largest(&self) -> u64 {
-        u64::MAX
     }
 
     /// The content of a reference that this store made. The stream fails with
@@ -101,28 +95,6 @@ impl AttachmentStore for HashingStore {
     }
 }
 
-/// A store whose references carry the content with them, for changes: the log has no other place for it.
-#[derive(Debug, Default)]
-pub struct InlineStore;
-
-#[async_trait]
-impl AttachmentStore for InlineStore {
-    async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef> {
-        let content = collect_attachment(content, limits::ATTACHMENT_INLINE as usize).await?;
-        Ok(AttachmentRef::inline(&content))
-    }
-
-    fn largest(&self) -> u64 {
-        limits::ATTACHMENT_INLINE
-    }
-
-    async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
-        let content = reference.inline_content();
-        let content = content.unwrap_or_else(|| Err(Error::bug("an attachment without its content")))?;
-        Ok(futures::stream::iter([Ok(content)]).boxed())
-    }
-}
-
 /// Reads a stream to its end into one buffer of at most `limit` bytes.
 pub async fn collect_attachment(mut content: AttachmentStream, limit: usize) -> Result<Bytes> {
     let mut all = BytesMut::new();
@@ -143,28 +115,21 @@ mod tests {
     use crate::ErrorKind;
     use futures::executor::block_on;
 
-    fn piece(bytes: &'static [u8]) -> AttachmentStream {
-        futures::stream::iter([Ok(Bytes::from_static(bytes))]).boxed()
-    }
-
     #[test]
     fn references_carry_small_content_with_them() {
-        let reference = block_on(InlineStore.put(piece(b"hello"))).unwrap();
+        let reference = AttachmentRef::inline(b"hello");
         assert_eq!((reference.length, reference.digest), (5, *blake3::hash(b"hello").as_bytes()));
-        let back = block_on(InlineStore.open(&reference)).unwrap();
-        let back = block_on(collect_attachment(back, 9)).unwrap();
-        assert_eq!(back, "hello");
-        for place in ["=aGVsbG8h", "=?", "n7"] {
+        assert_eq!(reference.inline_content().unwrap().unwrap(), "hello");
+        for place in ["=aGVsbG8h", "=?"] {
             let bad = AttachmentRef { place: place.into(), ..reference.clone() };
-            assert!(block_on(InlineStore.open(&bad)).is_err(), "{place}");
+            assert!(bad.inline_content().unwrap().is_err(), "{place}");
         }
         assert!(AttachmentRef { place: "n7".into(), ..reference }.inline_content().is_none());
     }
 
     #[test]
     fn large_content_is_refused() {
-        let pieces = (0..=limits::ATTACHMENT_INLINE >> 20).map(|_| Ok(Bytes::from(vec![0; 1 << 20])));
-        let refused = block_on(InlineStore.put(futures::stream::iter(pieces).boxed())).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Input);
+        let pieces = futures::stream::iter((0..3).map(|_| Ok(Bytes::from_static(&[0; 10])))).boxed();
+        assert_eq!(block_on(collect_attachment(pieces, 29)).unwrap_err().kind(), ErrorKind::Input);
     }
 }

@@ -196,7 +196,7 @@ pub struct BatchBuilder {
     keys: BytesMut,
     docs: Vec<Doc>,
     attachments: Vec<AttachmentRef>,
-    inline: usize,
+    places: usize,
 }
 
 impl BatchBuilder {
@@ -210,7 +210,7 @@ impl BatchBuilder {
             keys: BytesMut::new(),
             docs: Vec::new(),
             attachments: Vec::new(),
-            inline: 0,
+            places: 0,
         }
     }
 
@@ -230,13 +230,13 @@ impl BatchBuilder {
     /// Adds an attachment: what the engine says of it, and its content.
     pub fn push_attachment(&mut self, key: &[u8], body: &[u8], content: AttachmentRef) {
         self.push(key, body);
-        self.inline += if content.is_inline() { content.place.len() } else { 0 };
+        self.places += content.place.len();
         self.attachments.push(content);
     }
 
     /// Bytes of bodies and keys so far, and of contents that references carry with them.
     pub fn bytes(&self) -> usize {
-        self.body.len() + self.keys.len() + self.inline
+        self.body.len() + self.keys.len() + self.places
     }
 
     /// Documents so far.
@@ -251,7 +251,7 @@ impl BatchBuilder {
 
     /// The batch; the builder is empty afterwards and can be used again.
     pub fn take(&mut self) -> Batch {
-        self.inline = 0;
+        self.places = 0;
         Batch {
             collection: self.collection.clone(),
             kind: self.kind.clone(),

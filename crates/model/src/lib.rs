@@ -8,6 +8,7 @@ mod batch;
 mod catalog;
 mod error;
 pub mod limits;
+mod pieces;
 mod report;
 mod seams;
 mod selection;
@@ -16,11 +17,12 @@ mod source;
 mod time;
 
 pub use attachment::{
-    AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, HashingStore, InlineStore, collect_attachment,
+    AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, HashingStore, collect_attachment, is_inline,
 };
 pub use batch::{Batch, BatchBuilder, CollectionId, Doc, Encoding, Kind};
 pub use catalog::{CollectionInfo, Description, Engine, FeedKind};
 pub use error::{Error, ErrorKind, Result, ResultExt};
+pub use pieces::{Piece, digest_of, in_turn};
 pub use report::{Leftovers, Loss, PlannedCollection, RestorePlan, RestoreReport, Skipped};
 pub use seams::{Clock, FixedClock, OsRandom, Random, Seams, SeededRandom, SystemClock};
 pub use selection::{IfExists, Indexes, RestoreOptions, Selection, glob_matches};

@@ -18,6 +18,9 @@ pub const FRAME: usize = 512 << 10;
 /// Attachments smaller than this (1 MiB) are packed into segments; an object each would cost more
 /// in requests than in bytes.
 pub const ATTACHMENT_PACKED: usize = 1 << 20;
+/// Attachments up to this (128 KiB) stand beside the change that tells of them in the log. Larger ones are
+/// objects of their own, which later changes refer to: a document that changes brings them only once.
+pub const ATTACHMENT_BESIDE: usize = 128 << 10;
 /// The largest attachment that a change in the log may carry (8 MiB): the log keeps it beside the change,
 /// and memory holds a few of these, in several forms. A photograph fits.
 pub const ATTACHMENT_INLINE: u64 = 8 << 20;

@@ -9,14 +9,16 @@ use crate::lanes::Lanes;
 use crate::pending::{Gathering, Mark, Pending};
 use crate::progress::Job;
 use crate::stop::{Stop, interrupted};
+use crate::tee::Tee;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use model::limits::{FLUSH_BYTES, FLUSH_LOCAL, FLUSH_REMOTE, HEARTBEAT};
 use model::{
-    ChangeItem, CollectionId, EngineTime, Error, ErrorKind, Following, Gap, InlineStore, Position, Result, Selection,
-    Source, Until,
+    AttachmentStore, ChangeItem, CollectionId, EngineTime, Error, ErrorKind, Following, Gap, Position, Result,
+    Selection, Source, Until,
 };
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,6 +160,8 @@ pub(crate) struct Follower<'a> {
     /// Collections that the feed has told of.
     seen: HashSet<CollectionId>,
     told: Option<Instant>,
+    /// Where the contents of attachments go, if to several vaults; they have the numbers of the takers.
+    tee: Option<Arc<Tee>>,
     /// Whether the job counts changes: not while it counts what a scan reads.
     pub counts: bool,
 }
@@ -175,6 +179,7 @@ impl<'a> Follower<'a> {
             stored: Stored::default(),
             seen: HashSet::new(),
             told: None,
+            tee: None,
             counts: true,
         }
     }
@@ -336,7 +341,8 @@ impl<'a> Follower<'a> {
                             closing = Some(Instant::now());
                         }
                     }
-                    Some(Err(e)) if self.pace.live && e.kind() == ErrorKind::Retry => {
+                    // The vault may be full, where the content of attachments goes.
+                    Some(Err(e)) if self.pace.live && matches!(e.kind(), ErrorKind::Retry | ErrorKind::Full) => {
                         self.job.note(format!("{e}; trying again"));
                         (feed, reopen) = (None, Instant::now() + pause);
                         pause = (pause * 2).min(PAUSE_MAX);
@@ -359,7 +365,8 @@ impl<'a> Follower<'a> {
     }
 
     /// The feed from where the vault that is farthest behind stands.
-    fn open(&self, until: Until) -> Option<BoxStream<'a, Result<ChangeItem>>> {
+    fn open(&mut self, until: Until) -> Option<BoxStream<'a, Result<ChangeItem>>> {
+        let store = self.store();
         let from = self.oldest()?;
         let following = Following {
             position: from.position.clone(),
@@ -368,8 +375,22 @@ impl<'a> Follower<'a> {
             selection: self.selection.clone(),
         };
         let source = self.source;
-        let open = async move { source.changes(&following, until, Arc::new(InlineStore)).await };
+        let open = async move { source.changes(&following, until, store).await };
         Some(futures::stream::once(open).try_flatten().boxed())
+    }
+
+    /// Where the feed puts the content of attachments: to all vaults that are given changes.
+    fn store(&mut self) -> Arc<dyn AttachmentStore> {
+        let stores: Vec<_> = self.takers.iter().map(|t| t.run.changed_attachments()).collect();
+        if let [only] = &stores[..] {
+            self.tee = None;
+            return only.clone();
+        }
+        let tee = Arc::new(Tee::new(stores));
+        let left_out = self.takers.iter().enumerate().filter(|(_, taker)| !taker.is_active());
+        left_out.for_each(|(i, _)| tee.leave_out(i));
+        self.tee = Some(tee.clone());
+        tee
     }
 
     fn oldest(&self) -> Option<&Mark> {
@@ -401,9 +422,20 @@ impl<'a> Follower<'a> {
         let newest = pending.changes.iter().flat_map(|c| &c.times).map(|t| t.millis).max();
         let now = self.job.seams.clock.now_millis();
         let old = newest.map_or(0, |t| now.saturating_sub(t).max(0));
-        for taker in self.takers.iter_mut().filter(|t| t.is_active()) {
+        for (i, taker) in self.takers.iter_mut().enumerate().filter(|(_, t)| t.is_active()) {
             let from = taker.sent.clone();
-            taker.gathering.add(&from, pending, position, time, Duration::from_millis(old as u64));
+            let own = match &self.tee {
+                Some(tee) => tee.take_failure(i).map_or_else(|| pending.of_store(i), Err),
+                None => Ok(Cow::Borrowed(pending)),
+            };
+            let own = match own {
+                Ok(own) => own,
+                Err(error) => {
+                    taker.failed = Some(error.context("storing the content of an attachment"));
+                    continue;
+                }
+            };
+            taker.gathering.add(&from, &own, position, time, Duration::from_millis(old as u64));
             if !taker.gathering.has_changes() && taker.writing.is_none() {
                 taker.fresh = taker.gathering.seen;
             }

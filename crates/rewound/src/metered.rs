@@ -38,12 +38,8 @@ impl AttachmentStore for Metered {
         self.inner.put(self.count(content)).await
     }
 
-    async fn known(&self, collection: &CollectionId, key: &[u8], body: &[u8]) -> Result<Option<AttachmentRef>> {
-        self.inner.known(collection, key, body).await
-    }
-
-    fn largest(&self) -> u64 {
-        self.inner.largest()
+    async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {
+        self.inner.known(collection, key, name).await
     }
 
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {

@@ -1,6 +1,8 @@
 //! Changes that were read and are not yet given to a vault.
 
-use model::{ChangeBatch, CollectionId, CollectionInfo, EngineTime, Position};
+use crate::tee::Tee;
+use model::{ChangeBatch, CollectionId, CollectionInfo, EngineTime, Position, Result};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -33,7 +35,7 @@ impl Mark {
 }
 
 /// What a feed gave since its last commit.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Pending {
     pub changes: Vec<ChangeBatch>,
     pub catalog: Vec<CatalogChange>,
@@ -44,6 +46,18 @@ impl Pending {
     pub fn push(&mut self, change: ChangeBatch) {
         self.bytes += weight(&change);
         self.changes.push(change);
+    }
+
+    /// The same with the references to attachments that one of several stores made.
+    pub fn of_store(&self, store: usize) -> Result<Cow<'_, Pending>> {
+        if self.changes.iter().all(|change| change.batch.attachments.is_empty()) {
+            return Ok(Cow::Borrowed(self));
+        }
+        let mut own = self.clone();
+        for reference in own.changes.iter_mut().flat_map(|change| &mut change.batch.attachments) {
+            *reference = Tee::of_store(reference, store)?;
+        }
+        Ok(Cow::Owned(own))
     }
 }
 

@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use model::{AttachmentRef, AttachmentStore, AttachmentStream, Error, Result};
+use model::{AttachmentRef, AttachmentStore, AttachmentStream, ContentDigest, Error, Result, in_turn};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -34,7 +34,17 @@ impl Spool {
     /// Forgets content that is no longer needed.
     pub fn release(&self, references: &[AttachmentRef]) {
         let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
-        references.iter().for_each(|r| drop(kept.remove(&r.place)));
+        for reference in references {
+            match reference.pieces() {
+                Some(pieces) => pieces.iter().flatten().for_each(|p| drop(kept.remove(&p.content.place))),
+                None => drop(kept.remove(&reference.place)),
+            }
+        }
+    }
+
+    fn find(&self, place: &str) -> Result<Arc<Kept>> {
+        let kept = self.kept.lock().unwrap_or_else(|e| e.into_inner()).get(place).cloned();
+        kept.ok_or_else(|| Error::bug("an attachment was asked for that is not kept"))
     }
 
     #[cfg(test)]
@@ -80,16 +90,27 @@ impl AttachmentStore for Spool {
     }
 
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
-        let kept = self.kept.lock().unwrap_or_else(|e| e.into_inner()).get(&reference.place).cloned();
-        let kept = kept.ok_or_else(|| Error::bug("an attachment was asked for that is not kept"))?;
-        let failed = |e| Error::io("reading an attachment from a temporary file", e);
-        match &*kept {
-            Kept::Memory(bytes) => Ok(futures::stream::iter([Ok(bytes.clone())]).boxed()),
-            Kept::File(path) => {
-                let file = tokio::fs::File::open(path).await.map_err(failed)?;
-                let reading = Reading { file, hasher: blake3::Hasher::new(), digest: reference.digest, _kept: kept };
-                Ok(futures::stream::try_unfold(Some(reading), Reading::next).boxed())
-            }
+        let Some(pieces) = reference.pieces() else {
+            return open(self.find(&reference.place)?, reference.digest).await;
+        };
+        let pieces = pieces?;
+        let kept = pieces.iter().map(|p| Ok((p.content.place.clone(), self.find(&p.content.place)?)));
+        let kept: HashMap<Arc<str>, Arc<Kept>> = kept.collect::<Result<_>>()?;
+        Ok(in_turn(pieces, move |content| {
+            let kept = kept.get(&content.place).cloned();
+            async move { open(kept.ok_or_else(|| Error::bug("a piece that is not kept"))?, content.digest).await }
+        }))
+    }
+}
+
+async fn open(kept: Arc<Kept>, digest: ContentDigest) -> Result<AttachmentStream> {
+    match &*kept {
+        Kept::Memory(bytes) => Ok(futures::stream::iter([Ok(bytes.clone())]).boxed()),
+        Kept::File(path) => {
+            let opened = tokio::fs::File::open(path).await;
+            let file = opened.map_err(|e| Error::io("reading an attachment from a temporary file", e))?;
+            let reading = Reading { file, hasher: blake3::Hasher::new(), digest, _kept: kept };
+            Ok(futures::stream::try_unfold(Some(reading), Reading::next).boxed())
         }
     }
 }
@@ -98,7 +119,7 @@ impl AttachmentStore for Spool {
 struct Reading {
     file: tokio::fs::File,
     hasher: blake3::Hasher,
-    digest: model::ContentDigest,
+    digest: ContentDigest,
     /// The file is removed when nobody has it any more.
     _kept: Arc<Kept>,
 }
@@ -150,5 +171,21 @@ mod tests {
             assert!(place.is_none_or(|p| !p.exists()), "the temporary file is gone");
         }
         assert_eq!(spool.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn pieces_come_one_after_the_other() {
+        let spool = Spool::default();
+        let mut pieces = Vec::new();
+        for (i, size) in [(0, 3), (1, IN_MEMORY + 1), (2, 0)] {
+            let content = futures::stream::iter([Ok(Bytes::from(vec![i; size]))]).boxed();
+            pieces.push(model::Piece { name: i.to_string(), content: spool.put(content).await.unwrap() });
+        }
+        let reference = AttachmentRef::of_pieces(&pieces).unwrap();
+        let back = collect_attachment(spool.open(&reference).await.unwrap(), 1 << 30).await.unwrap();
+        assert!(back == [vec![0; 3], vec![1; IN_MEMORY + 1]].concat());
+        spool.release(&[reference.clone()]);
+        assert_eq!(spool.len(), 0);
+        assert!(spool.open(&reference).await.is_err());
     }
 }

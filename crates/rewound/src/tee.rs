@@ -4,6 +4,7 @@ use crate::stop::interrupted;
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
 use model::{AttachmentRef, AttachmentStore, AttachmentStream, CollectionId, Error, Result};
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
@@ -38,11 +39,13 @@ impl Tee {
 
     /// What one store calls the content of a reference that the tee made.
     pub fn of_store(reference: &AttachmentRef, store: usize) -> Result<AttachmentRef> {
-        let places: Vec<Option<&str>> = serde_json::from_str(&reference.place)
-            .map_err(|e| Error::bug("a reference of another attachment store").caused_by(e))?;
-        let place = places.get(store).copied().flatten();
-        let place = place.ok_or_else(|| Error::bug("content was not given to this vault"))?;
-        Ok(AttachmentRef { place: Arc::from(place), ..reference.clone() })
+        reference.placed(|place| {
+            let places: Vec<Option<Cow<'_, str>>> = serde_json::from_str(place)
+                .map_err(|e| Error::bug("a reference of another attachment store").caused_by(e))?;
+            let place = places.into_iter().nth(store).flatten();
+            let place = place.ok_or_else(|| Error::bug("content was not given to this vault"))?;
+            Ok(Arc::from(place))
+        })
     }
 
     fn fail(&self, store: usize, error: Error) {
@@ -110,12 +113,12 @@ impl AttachmentStore for Tee {
         of_all(stored, &places)
     }
 
-    async fn known(&self, collection: &CollectionId, key: &[u8], body: &[u8]) -> Result<Option<AttachmentRef>> {
+    async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {
         let mut places: Vec<Option<Arc<str>>> = vec![None; self.stores.len()];
         let mut known: Option<AttachmentRef> = None;
         for (i, store) in self.stores.iter().enumerate().filter(|(i, _)| !self.is_dead(*i)) {
             // Fetched once is fetched for all.
-            let Some(reference) = store.known(collection, key, body).await? else { return Ok(None) };
+            let Some(reference) = store.known(collection, key, name).await? else { return Ok(None) };
             if known.as_ref().is_some_and(|other| other.digest != reference.digest) {
                 return Ok(None);
             }
@@ -123,10 +126,6 @@ impl AttachmentStore for Tee {
             known = Some(reference);
         }
         known.map(|known| of_all(known, &places)).transpose()
-    }
-
-    fn largest(&self) -> u64 {
-        self.stores.iter().map(|store| store.largest()).min().unwrap_or(u64::MAX)
     }
 
     async fn open(&self, _: &AttachmentRef) -> Result<AttachmentStream> {

@@ -24,7 +24,11 @@ impl MemoryAttachments {
 
     /// The content of a reference.
     pub fn content(&self, reference: &AttachmentRef) -> Vec<u8> {
-        self.content.lock().unwrap()[&reference.digest].concat()
+        let content = self.content.lock().unwrap();
+        match reference.pieces() {
+            Some(pieces) => pieces.unwrap().iter().flat_map(|p| content[&p.content.digest].concat()).collect(),
+            None => content[&reference.digest].concat(),
+        }
     }
 
     /// Puts content that is at hand.
@@ -49,9 +53,17 @@ impl AttachmentStore for MemoryAttachments {
     }
 
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
-        let content = self.content.lock().unwrap().get(&reference.digest).cloned();
-        let pieces = content.ok_or_else(|| Error::missing("no such attachment in memory"))?;
-        Ok(futures::stream::iter(pieces.into_iter().map(Ok)).boxed())
+        let digests = match reference.pieces() {
+            Some(pieces) => pieces?.iter().map(|piece| piece.content.digest).collect(),
+            None => vec![reference.digest],
+        };
+        let content = self.content.lock().unwrap();
+        let mut all = Vec::new();
+        for digest in digests {
+            let pieces = content.get(&digest).cloned();
+            all.extend(pieces.ok_or_else(|| Error::missing("no such attachment in memory"))?.into_iter().map(Ok));
+        }
+        Ok(futures::stream::iter(all).boxed())
     }
 }
 

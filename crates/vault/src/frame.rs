@@ -25,7 +25,7 @@ pub(crate) struct OpenFrame {
     lengths: Vec<u32>,
     keys: OpenKeys,
     attachments: Vec<AttachmentRef>,
-    inline: usize,
+    places: usize,
     times: Vec<EngineTime>,
     pub key_hashes: Vec<u64>,
     /// The engine time the documents were read at, where it is not the whole layer's.
@@ -78,7 +78,7 @@ impl OpenFrame {
                 None => OpenKeys::Spans(Vec::new()),
             },
             attachments: Vec::new(),
-            inline: 0,
+            places: 0,
             times: Vec::new(),
             key_hashes: Vec::new(),
             read: None,
@@ -117,7 +117,7 @@ impl OpenFrame {
             }
         }
         if let Some(attachment) = batch.attachments.get(i) {
-            self.inline += if attachment.is_inline() { attachment.place.len() } else { 0 };
+            self.places += attachment.place.len();
             self.attachments.push(attachment.clone());
         }
         self.times.extend(time);
@@ -127,7 +127,7 @@ impl OpenFrame {
     /// Bytes of documents, of keys that stand apart, and of contents that stand beside them.
     pub fn raw(&self) -> usize {
         self.body.len()
-            + self.inline
+            + self.places
             + match &self.keys {
                 OpenKeys::Spans(_) => 0,
                 OpenKeys::Apart(bytes, _) => bytes.len(),

@@ -68,11 +68,6 @@ impl HashKeys {
         self.parts(batch.kind.space(), batch.key_of(i), batch.body_of(i), digest)
     }
 
-    /// The hash of an attachment's entry; see [`HashKeys::document`].
-    pub(crate) fn attachment(&self, key: &[u8], body: &[u8], digest: &[u8]) -> DocumentHash {
-        self.parts(Kind::Attachment.space(), key, body, digest)
-    }
-
     fn parts(&self, space: &str, key: &[u8], body: &[u8], digest: &[u8]) -> DocumentHash {
         let mut hasher = HighwayHasher::new(self.document);
         // Lengths first, so that no two different documents give the same bytes.

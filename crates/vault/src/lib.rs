@@ -9,6 +9,7 @@ mod compress;
 mod config;
 mod content;
 mod crypto;
+mod direct;
 mod filter;
 mod frame;
 mod hash;

@@ -220,6 +220,57 @@ impl fmt::Display for LogName {
     }
 }
 
+/// The name of a list of the contents that a chain refers to:
+/// `history/<source>/contents/<run>/<flush>-<hash>.json.zst[.age]`, with the number of the first flush that
+/// refers to them in 8 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentsName {
+    /// Tag of the source.
+    pub source: String,
+    /// The run whose chain it is: 16 hex digits.
+    pub run: String,
+    /// Number of the first flush that refers to what it lists.
+    pub flush: u32,
+    /// blake3 of the stored bytes.
+    pub stored: [u8; 32],
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+}
+
+impl ContentsName {
+    /// Reads the path of a list.
+    pub fn parse(path: &str) -> Option<Self> {
+        let (source, rest) = path.strip_prefix(HISTORY)?.split_once("/contents/")?;
+        let (run, rest) = rest.split_once('/')?;
+        let (flush, rest) = rest.split_once('-')?;
+        let (stored, endings) = rest.split_once('.')?;
+        let encrypted = match endings {
+            "json.zst.age" => true,
+            "json.zst" => false,
+            _ => return None,
+        };
+        if !is_hex(source, 16) || !is_hex(run, 16) || !is_hex(flush, 8) {
+            return None;
+        }
+        let flush = u32::from_str_radix(flush, 16).ok()?;
+        Some(ContentsName {
+            source: source.to_owned(),
+            run: run.to_owned(),
+            flush,
+            stored: unhex32(stored)?,
+            encrypted,
+        })
+    }
+}
+
+impl fmt::Display for ContentsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ending = if self.encrypted { "json.zst.age" } else { "json.zst" };
+        let ContentsName { source, run, flush, .. } = self;
+        write!(f, "{HISTORY}{source}/contents/{run}/{flush:08x}-{}.{ending}", hex(&self.stored))
+    }
+}
+
 /// Whether a text is this many lower-case hex digits.
 pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
@@ -284,6 +335,19 @@ mod tests {
             format!("{text}/x"),
         ] {
             assert!(LogName::parse(&bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_lists_read_back() {
+        let (source, run) = ("0123456789abcdef".to_owned(), "ffffffffffffffff".to_owned());
+        let name = ContentsName { source, run, flush: 7, stored: [9; 32], encrypted: true };
+        let text = name.to_string();
+        assert_eq!(ContentsName::parse(&text).unwrap(), name);
+        assert!(LogName::parse(&text).is_none() && PointName::parse(&text).is_none());
+        for bad in [text.replace("00000007-", "7-"), text.replace("/contents/", "/log/"), text.replace(".age", ".exe")]
+        {
+            assert!(ContentsName::parse(&bad).is_none(), "{bad}");
         }
     }
 

@@ -6,11 +6,7 @@ mod common;
 
 use common::feed::*;
 use common::*;
-use futures::{StreamExt, TryStreamExt};
-use model::{
-    AttachmentRef, AttachmentStore, BatchBuilder, ChangeBatch, Encoding, ErrorKind, FeedKind, Gap, InlineStore, Kind,
-    Selection,
-};
+use model::{BatchBuilder, ChangeBatch, Encoding, ErrorKind, FeedKind, Gap, Kind, Selection};
 use proptest::prelude::*;
 use std::sync::Arc;
 use vault::storage::{MemoryStorage, Storage};
@@ -452,63 +448,6 @@ fn what_is_told_at_one_time_keeps_its_order() {
         assert_eq!(restored[&0].1[&b"k"[..]], expected);
         let restored = resolved(&vault, &source, 27).await.unwrap();
         assert_eq!(restored[&0].1[&b"k"[..]], b"b*");
-    });
-}
-
-#[test]
-fn changes_carry_small_attachments() {
-    block(async {
-        let keys = Keys::new(12);
-        let history = puts(5);
-        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(keys.seams.clock.clone()));
-        let vault = init(storage, &keys, false).await.unwrap();
-        let run = start(&vault, BackupOptions::default()).await;
-        scan(&run, &history, &[20]).await;
-        let batch = |content: AttachmentRef, key: &[u8]| {
-            let mut builder = BatchBuilder::new(id_of(0), Kind::Attachment, Encoding::Bin);
-            builder.push_attachment(key, b"{}", content);
-            builder.take()
-        };
-        let piece = |bytes: &'static [u8]| futures::stream::iter([Ok(bytes.into())]).boxed();
-        for (key, content) in [(b"a", &b"first"[..]), (b"b", b"second"), (b"c", b"third")] {
-            let stored = run.attachments().put(piece(content)).await.unwrap();
-            assert_eq!(run.write(batch(stored, key)).await.unwrap(), vault::WriteOutcome::Written);
-        }
-        run.commit(details(20, None)).await.unwrap();
-        let run = start(&vault, BackupOptions::default()).await;
-        run.follow_from(&position(20), at(20)).await.unwrap();
-        let large: &[u8] = &noise(3, 4 << 20).leak()[..];
-        let mut gone = BatchBuilder::new(id_of(0), Kind::tombstone_of("attachment"), Encoding::Bin);
-        gone.push(b"b", b"");
-        let changes = [
-            batch(InlineStore.put(piece(b"changed")).await.unwrap(), b"a"),
-            gone.take(),
-            batch(InlineStore.put(piece(large)).await.unwrap(), b"d"),
-        ];
-        let changes = changes.into_iter().map(|batch| ChangeBatch { batch, times: vec![at(21)] }).collect();
-        run.append(Flush { to: position(21), time: at(21), changes, catalog: vec![] }).await.unwrap();
-        // A place in a layer means nothing in the log.
-        let elsewhere = AttachmentRef { place: "n0".into(), ..AttachmentRef::inline(b"first") };
-        let changes = vec![ChangeBatch { batch: batch(elsewhere, b"e"), times: vec![at(22)] }];
-        let refused = run.append(Flush { to: position(22), time: at(22), changes, catalog: vec![] }).await;
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Bug);
-        let (name, _) = run.commit(details(21, None)).await.unwrap();
-        let point = point(&vault, &name).await;
-        let state = vault.resolve(&point, &Selection::default(), patcher()).await.unwrap();
-        let mut found = Vec::new();
-        for collection in state.collections() {
-            let mut batches = state.read(collection);
-            while let Some(batch) = batches.try_next().await.unwrap() {
-                for (i, content) in batch.attachments.iter().enumerate() {
-                    let content = state.attachments().open(content).await.unwrap();
-                    let content = model::collect_attachment(content, 5 << 20).await.unwrap();
-                    found.push((batch.key_of(i).to_vec(), content.to_vec()));
-                }
-            }
-        }
-        found.sort();
-        let expected = [(b"a", &b"changed"[..]), (b"c", b"third"), (b"d", large)];
-        assert!(found == expected.map(|(key, content)| (key.to_vec(), content.to_vec())));
     });
 }
 

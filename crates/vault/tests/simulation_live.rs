@@ -10,11 +10,12 @@ mod common;
 mod seeds;
 
 use common::*;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use jiff::ToSpan;
+use model::limits::ATTACHMENT_BESIDE;
 use model::{
-    BatchBuilder, ChangeBatch, Clock, CollectionId, Consistency, Description, Encoding, EngineTime, ErrorKind,
-    FeedKind, Gap, Kind, Position, Result, Selection,
+    AttachmentRef, AttachmentStore, Batch, BatchBuilder, ChangeBatch, Clock, CollectionId, Consistency, Description,
+    Encoding, EngineTime, ErrorKind, FeedKind, Gap, Kind, Piece, Position, Result, Selection, collect_attachment,
 };
 use seeds::dice;
 use std::collections::BTreeMap;
@@ -30,12 +31,18 @@ type Docs = BTreeMap<u8, u64>;
 /// A database with a clock: what each key became when. Nothing of it is ever forgotten.
 struct Engine<'a> {
     keys: &'a Keys,
+    attaches: bool,
     events: Mutex<Vec<(EngineTime, u8, Option<u64>)>>,
     /// The last time that anybody was told, or that anything happened at.
     last: AtomicU64,
 }
 
 impl Engine<'_> {
+    /// Whether a document has an attachment: some have in one seed of four, as they take their time.
+    fn attaches(&self, key: u8) -> bool {
+        self.attaches && key >= ATTACHED
+    }
+
     /// The engine's time: several within a millisecond.
     fn now(&self) -> EngineTime {
         let millis = self.keys.clock.now_millis();
@@ -68,17 +75,56 @@ impl Engine<'_> {
         docs
     }
 
-    fn between(&self, after: EngineTime, until: EngineTime) -> Vec<ChangeBatch> {
-        let events = self.events.lock().unwrap();
+    async fn between(
+        &self,
+        after: EngineTime,
+        until: EngineTime,
+        store: &dyn AttachmentStore,
+    ) -> Result<Vec<ChangeBatch>> {
+        let events = self.events.lock().unwrap().clone();
         let within = events.iter().filter(|(t, ..)| after.order < t.order && t.order <= until.order);
-        let one = |(time, key, value): &(EngineTime, u8, Option<u64>)| {
+        let mut changes = Vec::new();
+        for (time, key, value) in within {
             let kind = if value.is_some() { Kind::Document } else { Kind::Tombstone };
             let mut builder = BatchBuilder::new(id(), kind, Encoding::Json);
             builder.push(&[b'k', *key], value.map(|v| body(*key, v)).unwrap_or_default().as_bytes());
-            ChangeBatch { batch: builder.take(), times: vec![*time] }
-        };
-        within.map(one).collect()
+            changes.push(ChangeBatch { batch: builder.take(), times: vec![*time] });
+            if self.attaches(*key) {
+                let batch = match value {
+                    Some(value) => attachment(*key, *value, store).await?,
+                    None => {
+                        let kind = Kind::tombstone_of(Kind::Attachment.space());
+                        let mut builder = BatchBuilder::new(id(), kind, Encoding::Json);
+                        builder.push(&[b'k', *key], b"");
+                        builder.take()
+                    }
+                };
+                changes.push(ChangeBatch { batch, times: vec![*time] });
+            }
+        }
+        Ok(changes)
     }
+}
+
+/// Documents with this key or a greater one have attachments.
+const ATTACHED: u8 = 4;
+
+/// One of few contents, so that many changes leave it as it was.
+fn content(value: u64) -> Vec<u8> {
+    vec![value as u8 % 3; ATTACHMENT_BESIDE + 1]
+}
+
+/// The attachment of a document, stored if the vault does not have it.
+async fn attachment(key: u8, value: u64, store: &dyn AttachmentStore) -> Result<Batch> {
+    let name = format!("variant {}", value % 3);
+    let content = match store.known(&id(), &[b'k', key], &name).await? {
+        Some(known) => known,
+        None => store.put(futures::stream::iter([Ok(content(value).into())]).boxed()).await?,
+    };
+    let pieces = AttachmentRef::of_pieces(&[Piece { name, content }])?;
+    let mut builder = BatchBuilder::new(id(), Kind::Attachment, Encoding::Json);
+    builder.push_attachment(&[b'k', key], body(key, value).as_bytes(), pieces);
+    Ok(builder.take())
 }
 
 fn id() -> CollectionId {
@@ -195,7 +241,7 @@ impl Simulation<'_> {
             self.engine.write(self.seed, self.dice(what(3 + flush), 4));
             self.pass(what(20 + flush));
             let to = self.engine.now();
-            let changes = self.engine.between(time, to);
+            let changes = self.engine.between(time, to, &*run.changed_attachments()).await?;
             run.append(Flush { to: position(to), time: to, changes, catalog: Vec::new() }).await?;
             flushed.push((time, to));
             if gap.is_none() {
@@ -238,6 +284,11 @@ impl Simulation<'_> {
             }
             if !builder.is_empty() {
                 run.write(builder.take()).await?;
+            }
+            for (key, value) in
+                self.engine.at(read).iter().filter(|(key, _)| *key / 3 == half && self.engine.attaches(**key))
+            {
+                run.write(attachment(*key, *value, &*run.attachments()).await?).await?;
             }
             if half == 0 {
                 self.engine.write(self.seed, self.dice(id * 50 + 45, 3));
@@ -315,11 +366,34 @@ impl Simulation<'_> {
     }
 
     async fn read_point(&self, vault: &Vault, point: &Point) -> Result<Docs> {
-        documents(&vault.resolve(point, &Selection::default(), None).await?).await
+        self.documents(&vault.resolve(point, &Selection::default(), None).await?).await
     }
 
     async fn read_at(&self, vault: &Vault, tag: &str, time: EngineTime) -> Result<Docs> {
-        documents(&vault.resolve_at(tag, time, &Selection::default(), None).await?).await
+        self.documents(&vault.resolve_at(tag, time, &Selection::default(), None).await?).await
+    }
+
+    async fn documents(&self, state: &State) -> Result<Docs> {
+        let (mut docs, mut attached) = (Docs::new(), Docs::new());
+        for collection in state.collections() {
+            let mut batches = state.read(collection);
+            while let Some(batch) = batches.try_next().await? {
+                for i in 0..batch.len() {
+                    let json: serde_json::Value = serde_json::from_slice(batch.body_of(i)).unwrap();
+                    let (key, value) = (json["k"].as_u64().unwrap() as u8, json["v"].as_u64().unwrap());
+                    if let Some(reference) = batch.attachments.get(i) {
+                        let stored = state.attachments().open(reference).await?;
+                        assert!(collect_attachment(stored, 1 << 20).await? == content(value));
+                        attached.insert(key, value);
+                    } else {
+                        docs.insert(key, value);
+                    }
+                }
+            }
+        }
+        let with = docs.iter().filter(|(key, _)| self.engine.attaches(**key));
+        assert_eq!(attached, with.map(|(key, value)| (*key, *value)).collect());
+        Ok(docs)
     }
 
     /// All that was promised holds; of times between points, so many are tried. Gives the number of unannounced points that cannot be restored.
@@ -396,25 +470,12 @@ impl Simulation<'_> {
     }
 }
 
-async fn documents(state: &State) -> Result<Docs> {
-    let mut docs = Docs::new();
-    for collection in state.collections() {
-        let mut batches = state.read(collection);
-        while let Some(batch) = batches.try_next().await? {
-            for i in 0..batch.len() {
-                let json: serde_json::Value = serde_json::from_slice(batch.body_of(i)).unwrap();
-                docs.insert(json["k"].as_u64().unwrap() as u8, json["v"].as_u64().unwrap());
-            }
-        }
-    }
-    Ok(docs)
-}
-
 async fn run(seed: u64) -> usize {
     let keys = Keys::new(seed);
     let disk = SimDisk::new(keys.clock.clone());
     let vault = init(disk.storage(), &keys, dice(seed, 0, 6) > 0).await.unwrap();
-    let engine = Engine { keys: &keys, events: Mutex::default(), last: AtomicU64::new(0) };
+    let engine =
+        Engine { keys: &keys, attaches: dice(seed, 2, 4) == 0, events: Mutex::default(), last: AtomicU64::new(0) };
     let (announced, failed_reads) = (Mutex::default(), AtomicU64::new(0));
     let simulation = Simulation { seed, disk: &disk, keys: &keys, engine: &engine, announced, failed_reads };
     engine.write(seed, 5);

@@ -56,11 +56,27 @@ impl Source {
         }
     }
 
+    /// Only the pieces that hold a part, and where it begins in these: the others need not be read.
+    fn around(&self, from: u64, bytes: u64) -> Result<(Source, u64)> {
+        let Source::Stored(store, reference) = self else { return Ok((self.clone(), from)) };
+        let Some(pieces) = reference.pieces() else { return Ok((self.clone(), from)) };
+        let (mut wanted, mut at, mut skip) = (Vec::new(), 0, 0);
+        for piece in pieces? {
+            let end = at + piece.content.length;
+            if at < from + bytes && end > from {
+                skip = if wanted.is_empty() { from - at } else { skip };
+                wanted.push(piece);
+            }
+            at = end;
+        }
+        Ok((Source::Stored(store.clone(), AttachmentRef::of_pieces(&wanted)?), skip))
+    }
+
     /// A part of the content.
     pub async fn part(&self, from: u64, bytes: u64) -> Result<AttachmentStream> {
-        let mut skip = from;
+        let (source, mut skip) = self.around(from, bytes)?;
         let mut left = bytes;
-        let cut = self.open().await?.filter_map(move |piece| {
+        let cut = source.open().await?.filter_map(move |piece| {
             let cut = piece.map(|mut piece| {
                 let skipped = skip.min(piece.len() as u64);
                 skip -= skipped;
@@ -324,4 +340,47 @@ fn boundary(text: &str) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(text.as_bytes()).update(&now.to_le_bytes());
     hasher.finalize().to_hex()[..40].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use model::Piece;
+
+    /// Gives what its places say.
+    struct Places;
+
+    #[async_trait::async_trait]
+    impl AttachmentStore for Places {
+        async fn put(&self, _: AttachmentStream) -> Result<AttachmentRef> {
+            Err(Error::bug("unused"))
+        }
+        async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
+            let all: Vec<_> = match reference.pieces() {
+                Some(pieces) => pieces?.into_iter().map(|p| Ok(p.content.place.to_string().into())).collect(),
+                None => vec![Ok(reference.place.to_string().into())],
+            };
+            assert!(all.iter().flatten().all(|piece: &Bytes| *piece != "unread"), "a piece that nobody wants");
+            Ok(stream::iter(all).boxed())
+        }
+    }
+
+    #[tokio::test]
+    async fn parts_read_only_their_pieces() {
+        let content = |text: &str| AttachmentRef { place: text.into(), digest: [0; 32], length: text.len() as u64 };
+        let piece = |text: &str| Piece { name: text.into(), content: content(text) };
+        let store: Arc<dyn AttachmentStore> = Arc::new(Places);
+        let read = async |reference: AttachmentRef, from, bytes| {
+            let part = Source::Stored(store.clone(), reference).part(from, bytes).await.unwrap();
+            collect_attachment(part, 100).await.unwrap()
+        };
+        let pieces = ["unread", "one", "two", "unread"].map(piece);
+        let all = AttachmentRef::of_pieces(&pieces).unwrap();
+        for (from, bytes, expected) in [(6, 3, "one"), (9, 3, "two"), (6, 6, "onetwo"), (7, 4, "netw"), (8, 1, "e")] {
+            assert_eq!(read(all.clone(), from, bytes).await, expected);
+        }
+        assert_eq!(read(all, 6, 0).await, "");
+        assert_eq!(read(content("whole"), 1, 3).await, "hol");
+    }
 }

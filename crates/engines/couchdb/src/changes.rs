@@ -69,14 +69,6 @@ struct Follower {
     store: Arc<dyn AttachmentStore>,
 }
 
-/// What became of some documents.
-enum Told {
-    /// So many of them were given, so many bytes.
-    Given(usize, usize),
-    /// They cannot be; only a scan shows them.
-    Unseen(Gap),
-}
-
 /// How a round ended.
 enum Round {
     Complete,
@@ -206,10 +198,7 @@ impl Follower {
             let mut limit = PAGE_FIRST;
             loop {
                 let page = rows::page(&server.client, name, &stand.seq, limit).await?;
-                let (given, bytes) = match self.documents(&reader, &page.rows, PAGE_BYTES).await? {
-                    Told::Given(given, bytes) => (given, bytes),
-                    Told::Unseen(gap) => return Ok(Some(gap)),
-                };
+                let (given, bytes) = self.documents(&reader, &page.rows, PAGE_BYTES).await?;
                 limit = (PAGE_BYTES / (bytes / given.max(1)).max(1)).clamp(1, rows::PAGE);
                 if given < page.rows.len() {
                     // Only the server knows where that is.
@@ -302,10 +291,8 @@ impl Follower {
         };
         if ids.len() as u64 >= count {
             let rows = ids.into_iter().collect::<BTreeSet<_>>().into_iter().map(|id| Row { id, revs: Vec::new() });
-            return Ok(match self.documents(reader, &rows.collect::<Vec<_>>(), usize::MAX).await? {
-                Told::Given(..) => None,
-                Told::Unseen(gap) => Some(gap),
-            });
+            self.documents(reader, &rows.collect::<Vec<_>>(), usize::MAX).await?;
+            return Ok(None);
         }
         let name = &database.name;
         let why = format!("{count} documents of {name} were purged, and the server no longer knows all of them");
@@ -316,8 +303,9 @@ impl Follower {
         Gap { from: self.from.time, to: None, why }
     }
 
-    /// Tells what these documents are now, as many as have about so many bytes.
-    async fn documents(&mut self, reader: &Reader, rows: &[Row], most: usize) -> Result<Told> {
+    /// Tells what these documents are now, as many as have about so many bytes; gives how many, and what they
+    /// came to.
+    async fn documents(&mut self, reader: &Reader, rows: &[Row], most: usize) -> Result<(usize, usize)> {
         let (mut bytes, mut given) = (0, 0);
         while given < rows.len() && bytes < most {
             let some = &rows[given..];
@@ -334,13 +322,6 @@ impl Follower {
                     continue;
                 }
                 let read = reader.read_one(&fetched, i, row).await?;
-                if matches!(read.attached, Attached::TooLarge) {
-                    let why = format!(
-                        "the attachments of document {} in {} have changed, and are too large for the change log",
-                        row.id, reader.database
-                    );
-                    return Ok(Told::Unseen(Gap { to: Some(self.from.time), ..self.gap(why) }));
-                }
                 gathered.add(row, read);
                 if gathered.bytes() >= limits::BATCH {
                     bytes += gathered.bytes();
@@ -350,7 +331,7 @@ impl Follower {
             bytes += gathered.bytes();
             self.give(&mut gathered, time).await?;
         }
-        Ok(Told::Given(given, bytes))
+        Ok((given, bytes))
     }
 
     async fn give(&self, gathered: &mut Gathered, time: EngineTime) -> Result<()> {
@@ -417,7 +398,7 @@ impl Gathered {
                 not_inlined.push(key, b"");
                 stored.push_attachment(key, &about, content);
             }
-            Attached::None | Attached::TooLarge => {
+            Attached::None => {
                 not_inlined.push(key, b"");
                 not_stored.push(key, b"");
             }

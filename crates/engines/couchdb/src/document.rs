@@ -3,7 +3,7 @@
 //! One leaf is its own text. Several are a JSON array, the winner first. As a document is always an
 //! object, the two cannot be confused.
 
-use crate::leaf::Leaf;
+use crate::leaf::{Attached, Leaf};
 use model::{Error, Result, limits};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -75,6 +75,23 @@ pub(crate) struct Content {
     /// How they are encoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<String>,
+}
+
+impl Content {
+    /// What a store knows it by, beside the document: its digest, and the revision that it came with. The same
+    /// digest that came with another one is fetched again, as somebody may have made two contents that share it.
+    pub fn name(&self, leaves: &[Leaf<'_>]) -> String {
+        let has_it = |a: &&Attached<'_>| a.digest == self.digest && a.stored == self.bytes;
+        let revpos = leaves.iter().flat_map(|leaf| &leaf.attachments).filter(has_it).map(|a| a.revpos).min();
+        let revpos = revpos.unwrap_or_default();
+        let encoding = self.encoding.as_deref().unwrap_or("identity");
+        format!("{} {} {encoding} {revpos}", self.digest, self.bytes)
+    }
+
+    /// Whether its digest tells it apart from others.
+    pub fn is_told_apart(&self) -> bool {
+        self.digest.starts_with("md5-")
+    }
 }
 
 /// The contents of all attachments of a document, each once, in order.

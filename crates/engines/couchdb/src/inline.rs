@@ -4,11 +4,11 @@ use crate::document::Content;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
-use model::{AttachmentStream, Error, Kind, Result};
+use model::{AttachmentStream, Error, Kind, Result, limits};
 
-/// Bytes of all attachments of one document up to which they are part of an entry (4 MiB): it is in memory
-/// as a whole, and so may be a few of its kind.
-pub(crate) const INLINE_MAX: u64 = 4 << 20;
+/// Bytes of all attachments of one document up to which they are part of an entry (128 KiB): they come again
+/// with each change of the document.
+pub(crate) const INLINE_MAX: u64 = limits::ATTACHMENT_BESIDE as u64;
 
 /// The kind of such entries.
 pub(crate) fn kind() -> Kind {

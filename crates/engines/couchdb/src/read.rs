@@ -13,7 +13,7 @@ use crate::rows::{self, Row};
 use crate::server::Server;
 use futures::stream::{self, TryStreamExt};
 use model::{
-    AttachmentRef, AttachmentStore, Batch, BatchBuilder, CollectionId, Encoding, Error, ErrorKind, Kind, Result,
+    AttachmentRef, AttachmentStore, Batch, BatchBuilder, CollectionId, Encoding, Error, ErrorKind, Kind, Piece, Result,
     ScanItem, Selection, Skipped, limits,
 };
 use serde::{Deserialize, Serialize};
@@ -68,8 +68,6 @@ pub(crate) enum Attached {
     Inline(Vec<u8>),
     /// What their entry says, and their content.
     Stored(Vec<u8>, AttachmentRef),
-    /// The store does not take as much.
-    TooLarge,
 }
 
 impl Reader {
@@ -144,7 +142,6 @@ impl Reader {
                 Attached::Inline(entry) => inlined.push(key, &entry),
                 Attached::Stored(about, content) => stored.push_attachment(key, &about, content),
                 Attached::None => {}
-                Attached::TooLarge => return Err(Error::bug("a scan has no place for large attachments")),
             }
             for batch in &mut batches {
                 if batch.bytes() >= limits::BATCH {
@@ -186,21 +183,29 @@ impl Reader {
 
     async fn attached(&self, leaves: &[Leaf<'_>], contents: Vec<Content>, body: &[u8]) -> Result<Attached> {
         let about = about(&leaves[0].id, &contents, body)?;
-        let fits = inline::fits(&contents);
-        let bytes = contents.iter().map(|c| c.bytes).sum();
-        if !fits && bytes > self.store.largest() {
-            return Ok(Attached::TooLarge);
-        }
-        let content = content::stream_of(self.client(), &self.database, leaves, contents);
-        if fits {
+        if inline::fits(&contents) {
+            let bytes = contents.iter().map(|c| c.bytes).sum();
+            let content = content::stream_of(self.client(), &self.database, leaves, contents);
             return Ok(Attached::Inline(inline::add(about, bytes, content).await?));
         }
-        // Its digests and revisions are part of what is said of it.
-        let content = match self.store.known(&self.collection, leaves[0].id.as_bytes(), &about).await? {
-            Some(known) => known,
-            None => self.store.put(content).await?,
-        };
-        Ok(Attached::Stored(about, content))
+        let key = leaves[0].id.as_bytes();
+        let mut pieces = Vec::with_capacity(contents.len());
+        for one in contents {
+            let name = one.name(leaves);
+            let known = match one.is_told_apart() {
+                true => self.store.known(&self.collection, key, &name).await?,
+                false => None,
+            };
+            let content = match known {
+                Some(known) => known,
+                None => {
+                    let content = content::stream_of(self.client(), &self.database, leaves, vec![one]);
+                    self.store.put(content).await?
+                }
+            };
+            pieces.push(Piece { name, content });
+        }
+        Ok(Attached::Stored(about, AttachmentRef::of_pieces(&pieces)?))
     }
 
     /// Batches of what is beside documents; what is not there as deletions.

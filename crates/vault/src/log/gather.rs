@@ -1,6 +1,7 @@
 //! Changes on their way into one log object: merged into frames by collection and kind.
 
 use super::CatalogChange;
+use crate::direct::can_be_logged;
 use crate::frame::{self, ClosedFrame, OpenFrame};
 use crate::hash::{HashKeys, key_after};
 use model::limits::FRAME;
@@ -48,8 +49,10 @@ impl Gather {
         if times.len() != batch.len() || *self.encoding.get_or_insert(batch.encoding) != batch.encoding {
             return Err(Error::bug("changes in another encoding than others of the source, or without times"));
         }
-        if batch.attachments.iter().any(|content| !content.is_inline()) {
-            return Err(Error::bug("the change log holds only attachments that carry their content with them"));
+        for content in &batch.attachments {
+            if !can_be_logged(content)? {
+                return Err(Error::bug("the content of an attachment in the change log is in no place of its own"));
+            }
         }
         let prefix = keys.key_prefix(&batch.collection, &batch.kind);
         let space = (batch.collection.clone(), batch.kind.space().to_owned());

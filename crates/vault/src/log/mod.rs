@@ -8,6 +8,7 @@
 //! the objects themselves cover ([`cover`]).
 
 mod catalog;
+pub(crate) mod contents;
 mod cover;
 mod gather;
 mod header;
@@ -19,7 +20,7 @@ mod seal;
 mod write;
 
 pub(crate) use catalog::apply;
-pub(crate) use cover::{Cover, cover};
+pub(crate) use cover::{Cover, Piece, cover};
 pub(crate) use gather::CATALOG_SPACE;
 pub use header::{LogHeader, parse};
 pub(crate) use index::{LogFrame, LogIndex, catalog_changes, index};

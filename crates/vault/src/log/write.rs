@@ -1,5 +1,6 @@
 //! Writing one run's chain: flush by flush, many small ones rolled up into one object.
 
+use super::contents::{self, ListedContent, Mention};
 use super::gather::Gather;
 use super::header::LogHeader;
 use super::{Appended, CatalogChange, Flush, seal};
@@ -50,6 +51,8 @@ pub(crate) struct Chain {
     pub bytes: u64,
     encoding: Encoding,
     roll: Option<Roll>,
+    /// Contents in objects of their own that are listed.
+    mentioned: HashSet<Mention>,
 }
 
 /// Flushes that may be rolled up.
@@ -100,6 +103,7 @@ impl Chain {
             bytes: 0,
             encoding: Encoding::Json,
             roll: None,
+            mentioned: HashSet::new(),
         }
     }
 
@@ -120,8 +124,8 @@ impl Chain {
     }
 
     /// Writes one flush, durably. After an error nothing of it counts: it may be given again, alone
-    /// or with what came since.
-    pub async fn append(&mut self, vault: &Inner, flush: &Flush) -> Result<Appended> {
+    /// or with what came since. Gives also the contents that it is the first one to refer to.
+    pub async fn append(&mut self, vault: &Inner, flush: &Flush) -> Result<(Appended, Vec<ListedContent>)> {
         self.check(flush)?;
         let keys = vault.objects()?.keys;
         let gather = |mut gather: Gather| {
@@ -132,6 +136,11 @@ impl Chain {
         let flushed = gather(Gather::default())?;
         let (raw, encoding) = (flushed.raw(), flushed.encoding().unwrap_or(self.encoding));
         let (encoding, frames) = flushed.finish(encoding)?;
+        let mentioned = contents::new_in(flush, &self.mentioned)?;
+        if !mentioned.is_empty() {
+            let new = mentioned.iter().map(|(_, listed)| listed.clone()).collect();
+            self.bytes += contents::store(vault, &self.source, &self.run, self.flushes, new).await?;
+        }
         let start = Start {
             first: self.flushes,
             previous: self.last.clone(),
@@ -143,6 +152,8 @@ impl Chain {
         (self.time, self.position, self.encoding) = (flush.time, flush.to.clone(), encoding);
         self.last = Some(hex(&name.stored));
         self.flushes += 1;
+        let (mentions, listed): (Vec<_>, Vec<_>) = mentioned.into_iter().unzip();
+        self.mentioned.extend(mentions);
         self.count(flush);
         if raw >= ALONE_RAW {
             self.roll_up(vault).await;
@@ -165,7 +176,7 @@ impl Chain {
                 self.roll_up(vault).await;
             }
         }
-        Ok(Appended { object: name.to_string(), bytes })
+        Ok((Appended { object: name.to_string(), bytes }, listed))
     }
 
     /// Readers leave out what lies outside of an object's times, so nothing may.

@@ -2,8 +2,10 @@
 
 use super::removed::{self, Removed};
 use crate::history::{Facts, LogTable};
+use crate::log::contents;
 use crate::manifest::Manifest;
-use crate::name::{HISTORY, LogName, ObjectKind, ObjectName, PointName};
+use crate::name::{ContentsName, HISTORY, LogName, ObjectKind, ObjectName, PointName};
+use crate::objects::is_damage;
 use crate::points;
 use crate::vault::Inner;
 use futures::{StreamExt, TryStreamExt};
@@ -60,6 +62,10 @@ pub(super) struct Object {
 }
 
 impl Object {
+    pub fn kind(&self) -> ObjectKind {
+        self.kind
+    }
+
     pub fn item(&self) -> Item {
         Item { stored: key(&self.stored), content: key(&self.content) }
     }
@@ -112,12 +118,23 @@ pub(super) struct Known {
     layers: Vec<u32>,
 }
 
+/// A list of the contents that a chain refers to.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pub name: ContentsName,
+    pub size: u64,
+    /// The objects that hold them; none if the list is damaged.
+    pub items: Option<Vec<Item>>,
+}
+
 /// All points at one moment, and the log.
 #[derive(Debug)]
 pub(super) struct Survey {
     /// Oldest first.
     pub points: Vec<Arc<Known>>,
     pub log: LogTable,
+    /// What the log refers to.
+    pub contents: Vec<Arc<Contents>>,
     /// What prunes have removed.
     pub removed: Removed,
 }
@@ -128,6 +145,7 @@ pub(super) struct Census {
     points: HashMap<Key, Arc<Known>>,
     numbers: HashMap<Key, u32>,
     layers: Vec<Option<Vec<Item>>>,
+    contents: HashMap<Key, Arc<Contents>>,
 }
 
 impl Census {
@@ -136,11 +154,15 @@ impl Census {
     pub async fn read(&mut self, vault: &Arc<Inner>) -> Result<Survey> {
         let mut names: Vec<PointName> = Vec::new();
         let mut log = LogTable::default();
+        let mut lists: Vec<(ContentsName, u64)> = Vec::new();
         let mut entries = vault.storage.list(HISTORY).await?;
         while let Some(entry) = entries.try_next().await? {
-            match LogName::parse(&entry.name) {
-                Some(name) => log.push(&name, entry.size),
-                None => names.extend(PointName::parse(&entry.name)),
+            if let Some(name) = LogName::parse(&entry.name) {
+                log.push(&name, entry.size);
+            } else if let Some(name) = ContentsName::parse(&entry.name) {
+                lists.push((name, entry.size));
+            } else {
+                names.extend(PointName::parse(&entry.name));
             }
         }
         drop(entries);
@@ -169,7 +191,37 @@ impl Census {
         drop(reading);
         self.read_layers(vault, layers).await?;
         let points = names.iter().filter_map(|n| self.points.get(&key(&n.stored)).cloned()).collect();
-        Ok(Survey { points, log: log.finish(), removed: removed::read_all(vault).await? })
+        let contents = self.read_contents(vault, lists).await?;
+        Ok(Survey { points, log: log.finish(), contents, removed: removed::read_all(vault).await? })
+    }
+
+    async fn read_contents(
+        &mut self,
+        vault: &Arc<Inner>,
+        lists: Vec<(ContentsName, u64)>,
+    ) -> Result<Vec<Arc<Contents>>> {
+        let unread = lists.iter().filter(|(name, _)| !self.contents.contains_key(&key(&name.stored))).cloned();
+        let mut reading = futures::stream::iter(unread.collect::<Vec<_>>())
+            .map(|(name, size)| {
+                let vault = vault.clone();
+                async move { (contents::read_if_there(&vault, &name).await, name, size) }
+            })
+            .buffered(16);
+        while let Some((list, name, size)) = reading.next().await {
+            let items = match list {
+                Ok(Some(list)) => {
+                    let objects = list.contents.iter().flat_map(|content| content.place.objects());
+                    Some(objects.filter_map(Item::read).collect::<HashSet<_>>().into_iter().collect())
+                }
+                Ok(None) => continue,
+                Err(e) if is_damage(&e) => None,
+                Err(e) => return Err(e),
+            };
+            let known = Contents { items, size, name: name.clone() };
+            self.contents.insert(key(&name.stored), Arc::new(known));
+        }
+        drop(reading);
+        Ok(lists.iter().filter_map(|(name, _)| self.contents.get(&key(&name.stored)).cloned()).collect())
     }
 
     fn add(&mut self, name: PointName, manifest: &Manifest, unread: &mut Vec<(u32, String)>) {

@@ -2,6 +2,7 @@
 
 use super::marks;
 use crate::history::{self, Facts};
+use crate::log::contents;
 use crate::manifest::Manifest;
 use crate::name::{HISTORY, PointName};
 use crate::objects::Objects;
@@ -38,7 +39,9 @@ fn taken_by_prune() -> Error {
 async fn is_lost(vault: &Arc<Inner>, tag: &str, manifest: &Manifest) -> Result<bool> {
     let doomed = marks::doomed(&vault.storage).await?;
     if !doomed.objects.is_empty() {
-        for path in needed_by(&vault.objects()?, manifest).await? {
+        let mut needed = needed_by(&vault.objects()?, manifest).await?;
+        needed.extend(listed_by(vault, tag, manifest).await?);
+        for path in needed {
             if doomed.objects.contains(&path) && vault.storage.stat(&path).await?.is_none() {
                 return Ok(true);
             }
@@ -52,6 +55,19 @@ async fn is_lost(vault: &Arc<Inner>, tag: &str, manifest: &Manifest) -> Result<b
         return Ok(!history::is_whole(&log, &Facts::of(name, manifest)));
     }
     Ok(false)
+}
+
+/// Paths of the objects that the run's own chain refers to.
+async fn listed_by(vault: &Inner, tag: &str, manifest: &Manifest) -> Result<HashSet<String>> {
+    let mut objects = HashSet::new();
+    if manifest.log.is_some() {
+        for name in contents::names(vault, tag).await?.into_iter().filter(|name| name.run == manifest.run) {
+            let list = contents::read_if_there(vault, &name).await?;
+            let places = list.iter().flat_map(|list| &list.contents).map(|content| &content.place);
+            objects.extend(places.flat_map(|place| place.objects()).map(str::to_owned));
+        }
+    }
+    Ok(objects)
 }
 
 /// Paths of all objects that a point needs, the log aside.

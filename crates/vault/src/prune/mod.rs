@@ -116,7 +116,7 @@ impl Prune<'_> {
             self.remove_points(&mut survey, &gone).await?;
         }
         let is_whole = |point: &Known| standings.get(&point.facts.name.run).is_none_or(|s| s.whole);
-        let needs = Needs::of(&self.census, &survey.points, is_whole, |tag| self.changes_to_keep(&survey, tag));
+        let needs = Needs::of(&self.census, &survey, is_whole, |tag| self.changes_to_keep(&survey, tag));
         if self.options.dry_run || !self.options.policy.is_empty() {
             self.say_what_remains(&survey, &needs, &gone);
         }

@@ -3,8 +3,9 @@
 use super::census::{Census, Item, Known, Survey};
 use super::policy::{Policy, Reason};
 use crate::history::{Facts, LogEntry, LogTable, history_of};
+use crate::name::{ContentsName, ObjectKind};
 use jiff::Zoned;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What is known of a point's standing when rules are applied.
@@ -74,19 +75,24 @@ pub(super) fn fates(
 pub(super) struct Needs {
     /// Objects, the log aside.
     pub objects: HashSet<Item>,
+    /// Whether a list of contents is damaged: any object that may hold contents counts as needed then.
+    unknown_contents: bool,
     /// Times whose changes are needed, by source: from, to, in milliseconds since 1970 UTC.
     changes: BTreeMap<String, Vec<(i64, i64)>>,
+    /// Lists of the contents that those changes refer to.
+    lists: HashSet<ContentsName>,
 }
 
 impl Needs {
-    /// What these points need, and the changes that are kept besides. `whole` says which points can
+    /// What all points need, and the changes that are kept besides. `whole` says which points can
     /// be built upon.
     pub fn of(
         census: &Census,
-        points: &[Arc<Known>],
+        survey: &Survey,
         whole: impl Fn(&Known) -> bool,
         changes: impl Fn(&str) -> Changes,
     ) -> Self {
+        let points = &survey.points;
         let mut by_source: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
         for point in points {
             by_source.entry(&point.facts.name.source).or_default().push(point);
@@ -95,7 +101,42 @@ impl Needs {
             let sound: Vec<&Known> = points.iter().copied().filter(|p| whole(p)).collect();
             (tag.to_owned(), ranges(&points, &sound, changes(tag)))
         });
-        Needs { changes: ranges.collect(), objects: census.needs_of_all(points.iter()) }
+        let (changes, objects) = (ranges.collect(), census.needs_of_all(points.iter()));
+        let mut needs = Needs { changes, objects, unknown_contents: false, lists: HashSet::new() };
+        needs.add_contents(survey);
+        needs
+    }
+
+    /// The contents that needed changes refer to. A list is of those that a flush was the first to refer to:
+    /// any later one may do so again.
+    fn add_contents(&mut self, survey: &Survey) {
+        if survey.contents.is_empty() {
+            return;
+        }
+        let mut last: HashMap<(&str, &str), u32> = HashMap::new();
+        for object in survey.log.iter().filter(|o| self.needs_changes(&survey.log, o)) {
+            let last = last.entry((survey.log.source(object), survey.log.run(object))).or_default();
+            *last = object.last.max(*last);
+        }
+        for list in &survey.contents {
+            let ContentsName { source, run, flush, .. } = &list.name;
+            if last.get(&(source.as_str(), run.as_str())).is_some_and(|last| last >= flush) {
+                self.unknown_contents |= list.items.is_none();
+                self.objects.extend(list.items.iter().flatten());
+                self.lists.insert(list.name.clone());
+            }
+        }
+    }
+
+    /// Whether an object is needed.
+    pub fn needs_object(&self, kind: ObjectKind, item: Item) -> bool {
+        let may_hold_contents = matches!(kind, ObjectKind::Part | ObjectKind::Segment);
+        self.objects.contains(&item) || (self.unknown_contents && may_hold_contents)
+    }
+
+    /// Whether a list of contents is needed.
+    pub fn needs_list(&self, name: &ContentsName) -> bool {
+        self.lists.contains(name)
     }
 
     /// Whether any of an object of the log is needed. Times within a millisecond cannot be told

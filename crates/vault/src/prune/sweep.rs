@@ -5,7 +5,7 @@ use super::marks::{self, Mark, Signs};
 use super::plan::{Changes, Needs};
 use super::{Prune, SIDE_BY_SIDE};
 use crate::history::LogEntry;
-use crate::name::{LogName, ObjectName};
+use crate::name::{ContentsName, LogName, ObjectName};
 use futures::{StreamExt, TryStreamExt};
 use model::limits::GRACE;
 use model::{ErrorKind, Result};
@@ -15,7 +15,7 @@ impl Prune<'_> {
     /// Says what is not needed and not marked yet.
     pub(super) fn would_go(&mut self, objects: &Objects, survey: &Survey, needs: &Needs, doomed: &marks::Doomed) {
         let twins = Twins::of(objects, needs);
-        for object in objects.iter().filter(|o| !needs.objects.contains(&o.item())) {
+        for object in objects.iter().filter(|o| !needs.needs_object(o.kind(), o.item())) {
             let path = objects.name(object).to_string();
             if !twins.is_all_there_is(object) && !doomed.objects.contains(&path) {
                 self.report.count(&path, object.size);
@@ -23,6 +23,9 @@ impl Prune<'_> {
         }
         for object in survey.log.iter().filter(|o| o.is_superseded() || !needs.needs_changes(&survey.log, o)) {
             self.report.count("history/", object.size);
+        }
+        for list in survey.contents.iter().filter(|list| !needs.needs_list(&list.name)) {
+            self.report.count("history/", list.size);
         }
     }
 
@@ -36,7 +39,7 @@ impl Prune<'_> {
     ) -> Result<()> {
         let twins = Twins::of(objects, needs);
         let mut marked: Vec<String> = Vec::new();
-        for object in objects.iter().filter(|o| !needs.objects.contains(&o.item())) {
+        for object in objects.iter().filter(|o| !needs.needs_object(o.kind(), o.item())) {
             let path = objects.name(object).to_string();
             if !doomed.objects.contains(&path) && !self.stands_in(objects, &twins, object).await? {
                 marked.push(path);
@@ -47,6 +50,12 @@ impl Prune<'_> {
             if !doomed.changes.contains(&log_key(&object.stored)) {
                 marked.push(survey.log.name(object).to_string());
                 self.mark_if_full(&mut marked, marks::MARKED).await?;
+            }
+        }
+        for list in survey.contents.iter().filter(|list| !needs.needs_list(&list.name)) {
+            let path = list.name.to_string();
+            if !doomed.objects.contains(&path) {
+                marked.push(path);
             }
         }
         self.mark_if_full(&mut marked, 1).await
@@ -110,7 +119,7 @@ impl Prune<'_> {
         }
         // Only now: points that were committed since the marks were made count.
         let survey = self.census.read(self.vault).await?;
-        let needs = Needs::of(&self.census, &survey.points, |_| true, |tag| self.changes_still_to_keep(&survey, tag));
+        let needs = Needs::of(&self.census, &survey, |_| true, |tag| self.changes_still_to_keep(&survey, tag));
         for path in ready {
             if let Some(mark) = marks::read(storage, &path).await? {
                 self.finish(&path, mark, &survey, &needs).await?;
@@ -132,16 +141,20 @@ impl Prune<'_> {
         let storage = &self.vault.storage;
         let mut goes: Vec<String> = Vec::new();
         let mut changes: HashSet<Key> = HashSet::new();
+        let mut lists: Vec<String> = Vec::new();
         for name in mark.objects {
             if let Some(log) = LogName::parse(&name) {
                 changes.insert(log_key(&log.stored));
+            } else if let Some(list) = ContentsName::parse(&name) {
+                lists.extend((!needs.needs_list(&list)).then_some(name));
             } else if let Ok(object) = ObjectName::parse(&name)
-                && !needs.objects.contains(&Item::of(&object))
+                && !needs.needs_object(object.kind, Item::of(&object))
             {
                 goes.push(name);
             }
         }
         let objects = goes.clone();
+        goes.append(&mut lists);
         let mut sound: HashMap<Key, bool> = HashMap::new();
         for object in survey.log.iter().filter(|o| changes.contains(&log_key(&o.stored))) {
             if !needs.needs_changes(&survey.log, object) || self.is_covered(survey, object, &mut sound).await? {

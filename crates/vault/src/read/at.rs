@@ -1,11 +1,13 @@
 //! Which layers and which changes make the state of a point, or of a time between points.
 
-use crate::log::{self, Cover};
+use crate::log::{self, Cover, Piece, contents};
 use crate::manifest::Catalog;
+use crate::objects::is_damage;
 use crate::points::{self, Point, Points};
 use crate::read::State;
 use crate::vault::{Inner, Vault};
-use model::{EngineTime, Error, ErrorKind, FeedKind, Gap, Patcher, Result, Selection};
+use model::{EngineTime, Error, ErrorKind, FeedKind, Gap, Kind, Patcher, Result, Selection};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// What the change log adds to layers.
@@ -16,6 +18,8 @@ pub(crate) struct Changes {
     pub until: EngineTime,
     /// Applies the engine's patches.
     pub patcher: Option<Arc<dyn Patcher>>,
+    /// Paths of the objects with contents of attachments that the changes refer to, as far as is known.
+    pub contents: HashSet<String>,
 }
 
 impl std::fmt::Debug for Changes {
@@ -190,7 +194,33 @@ async fn with_changes(
     let mut catalog = points::scanned_catalog(vault, &point.manifest).await?;
     let touched = index.touched();
     log::apply(&mut catalog, &index.catalog, |id| touched.contains(id));
-    state(vault, point, catalog, selection, Some(Changes { index, until, patcher })).await
+    let contents = contents_of(vault, &point.name.source, cover, &index).await?;
+    state(vault, point, catalog, selection, Some(Changes { index, until, patcher, contents })).await
+}
+
+/// The objects with contents that the chains of a cover refer to.
+async fn contents_of(vault: &Inner, source: &str, cover: &Cover, index: &log::LogIndex) -> Result<HashSet<String>> {
+    let mut all = HashSet::new();
+    if !index.frames.iter().any(|frame| frame.space == Kind::Attachment.space()) {
+        return Ok(all);
+    }
+    let mut last: HashMap<&str, u32> = HashMap::new();
+    for Piece { object, .. } in &cover.pieces {
+        let last = last.entry(&object.name.run).or_default();
+        *last = object.name.last.max(*last);
+    }
+    for name in contents::names(vault, source).await? {
+        if last.get(&*name.run).is_none_or(|last| *last < name.flush) {
+            continue;
+        }
+        match contents::read(vault, &name).await {
+            Ok(list) => all.extend(list.contents.iter().flat_map(|c| c.place.objects()).map(str::to_owned)),
+            // Reading does without: changes name the objects themselves.
+            Err(e) if is_damage(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
 }
 
 async fn state(

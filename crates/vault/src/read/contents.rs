@@ -1,5 +1,6 @@
 //! Gives the content of attachments back.
 
+use crate::direct::Direct;
 use crate::manifest::{Borrowed, ContentPart};
 use crate::objects::{Objects, blocking};
 use crate::read::state::LoadedLayer;
@@ -8,7 +9,7 @@ use crate::write::Place;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use model::{AttachmentRef, AttachmentStore, AttachmentStream, Batch, Encoding, Error, Result, ResultExt};
+use model::{AttachmentRef, AttachmentStore, AttachmentStream, Batch, Encoding, Error, Result, ResultExt, in_turn};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
@@ -18,7 +19,7 @@ use tokio::sync::Mutex;
 pub(crate) struct ContentReader {
     objects: Objects,
     layers: Arc<Vec<LoadedLayer>>,
-    last: Mutex<Option<OpenPack>>,
+    last: Arc<Mutex<Option<OpenPack>>>,
 }
 
 #[derive(Debug)]
@@ -34,10 +35,21 @@ const DECODED: usize = 4;
 
 impl ContentReader {
     pub fn new(objects: Objects, layers: Arc<Vec<LoadedLayer>>) -> Self {
-        ContentReader { objects, layers, last: Mutex::default() }
+        ContentReader { objects, layers, last: Arc::default() }
     }
 
-    fn find(&self, place: &str) -> Option<Where> {
+    fn find(&self, place: &str) -> Result<Where> {
+        if let Some(direct) = Direct::read(place) {
+            return Ok(match direct? {
+                Direct::Parts(parts) => Where::Parts(parts),
+                Direct::Packed(at) => Where::Packed(at),
+            });
+        }
+        let none = || Error::corrupt("an attachment refers to a content that its layer does not have");
+        self.find_in_layer(place).ok_or_else(none)
+    }
+
+    fn find_in_layer(&self, place: &str) -> Option<Where> {
         let (layer, place) = place.split_once('/')?;
         let contents = &self.layers.get(layer.parse::<usize>().ok()?)?.layer.contents;
         Some(match Place::parse(place)? {
@@ -154,12 +166,28 @@ impl AttachmentStore for ContentReader {
     }
 
     async fn open(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
+        let Some(pieces) = reference.pieces() else { return self.open_one(reference).await };
+        // Their digests are those that the whole one is made of.
+        let reader = Arc::new(self.again());
+        Ok(in_turn(pieces?, move |content| {
+            let reader = reader.clone();
+            async move { reader.open_one(&content).await }
+        }))
+    }
+}
+
+impl ContentReader {
+    /// The same reader, for a stream to keep.
+    fn again(&self) -> ContentReader {
+        ContentReader { objects: self.objects.clone(), layers: self.layers.clone(), last: self.last.clone() }
+    }
+
+    /// One content that is not made of pieces.
+    async fn open_one(&self, reference: &AttachmentRef) -> Result<AttachmentStream> {
         if let Some(content) = reference.inline_content() {
             return Ok(stream::iter([Ok(content?)]).boxed());
         }
-        let place = self
-            .find(&reference.place)
-            .ok_or_else(|| Error::corrupt("an attachment refers to a content that its layer does not have"))?;
+        let place = self.find(&reference.place)?;
         let (digest, length) = (reference.digest, reference.length);
         let wrong = || Error::corrupt("the content of an attachment does not have its digest");
         match place {
@@ -171,7 +199,7 @@ impl AttachmentStore for ContentReader {
                 Ok(stream::iter([Ok(content)]).boxed())
             }
             Where::Parts(parts) => {
-                let reader = ContentReader::new(self.objects.clone(), self.layers.clone());
+                let reader = self.again();
                 let start = (parts.into_iter(), blake3::Hasher::new(), 0u64, reader, false);
                 Ok(stream::try_unfold(start, move |(mut parts, mut hasher, mut seen, reader, done)| async move {
                     if done {

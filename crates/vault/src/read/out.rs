@@ -1,10 +1,11 @@
 //! The documents on their way out, those that were made anew in batches of their own.
 
+use crate::direct::stands_alone;
 use bytes::Bytes;
 use futures::SinkExt;
 use futures::channel::mpsc;
 use model::limits::{BATCH, BATCH_DOCUMENTS};
-use model::{AttachmentRef, Batch, CollectionId, Doc, Encoding, Error, ErrorKind, Kind, Result};
+use model::{Batch, CollectionId, Doc, Encoding, Error, ErrorKind, Kind, Result};
 use std::collections::VecDeque;
 
 /// Buffers that are kept until they can be used again: more than wait for a reader.
@@ -107,12 +108,15 @@ impl Out {
 /// Places of attachments mean something in their own layer only: says which.
 pub(crate) fn renumber(mut batch: Batch, layer: usize) -> Batch {
     if batch.kind == Kind::Attachment {
-        for attachment in batch.attachments.iter_mut().filter(|a| !a.is_inline()) {
-            *attachment = AttachmentRef {
-                place: format!("{layer}/{}", attachment.place).into(),
-                digest: attachment.digest,
-                length: attachment.length,
-            };
+        let of_layer = |place: &str| match stands_alone(place) {
+            true => Ok(place.into()),
+            false => Ok(format!("{layer}/{place}").into()),
+        };
+        for attachment in &mut batch.attachments {
+            // What cannot be read is left as it is: opening it says so.
+            if let Ok(placed) = attachment.placed(of_layer) {
+                *attachment = placed;
+            }
         }
     }
     batch

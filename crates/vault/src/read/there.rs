@@ -54,6 +54,9 @@ impl State {
                 paths.for_each(|segment| need(&segment.object));
             }
         }
+        if let Some(changes) = self.changes.as_ref().filter(|_| !self.selection.no_attachments) {
+            changes.contents.iter().for_each(|path| need(path));
+        }
         if with_attachments && !self.selection.no_attachments {
             for contents in self.layers.iter().map(|l| &l.layer.contents) {
                 contents.packs.iter().for_each(|p| need(&p.segment.object));

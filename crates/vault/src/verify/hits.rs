@@ -3,7 +3,7 @@
 use super::{Check, Hit};
 use crate::frame::Frame;
 use crate::manifest::Layer;
-use crate::name::{ObjectKind, ObjectName};
+use crate::name::{ContentsName, ObjectKind, ObjectName};
 use crate::points::{self, Point};
 use crate::segment;
 use bytes::Bytes;
@@ -14,6 +14,11 @@ const NAMED: usize = 20;
 
 /// What the loss of an object means that no restore needs.
 pub(super) fn advice(object: &str) -> Option<String> {
+    if ContentsName::parse(object).is_some() {
+        return Some(
+            "only prunes need it: everything can be restored; until they have removed the changes it stands for, they remove no segments and no parts".into(),
+        );
+    }
     let text = match ObjectName::parse(object).ok()?.kind {
         ObjectKind::Filter => {
             "only `find` uses it, and does without: everything can be restored; `rewound verify --repair` makes it anew"
@@ -28,7 +33,7 @@ pub(super) fn advice(object: &str) -> Option<String> {
 
 impl Check<'_> {
     pub(super) async fn hits(&mut self, object: &str) -> Result<Vec<Hit>> {
-        let mut hits: Vec<Hit> = Vec::new();
+        let mut hits: Vec<Hit> = self.hits_in_contents(object).await?;
         for point in self.points.clone() {
             let whole_point = Hit {
                 source: point.manifest.source.name.clone(),

@@ -1,11 +1,13 @@
 //! Checking a vault: every stored byte, that nothing is missing, and, with an identity, that what
 //! is stored says what it must.
 
+mod contents;
 mod hits;
 mod log;
 mod object;
 mod repair;
 
+use self::contents::Contents;
 use crate::checks::Sample;
 use crate::hash::Digest;
 use crate::history::Interval;
@@ -168,6 +170,8 @@ struct Check<'a> {
     /// What is wrong with which object.
     bad: BTreeMap<String, String>,
     layers: HashMap<String, Option<Arc<Layer>>>,
+    /// What the change log refers to.
+    contents: Vec<Contents>,
     /// Objects that this repair has made.
     made: HashSet<String>,
 }
@@ -183,6 +187,7 @@ impl<'a> Check<'a> {
             points: Vec::new(),
             bad: BTreeMap::new(),
             layers: HashMap::new(),
+            contents: Vec::new(),
             made: HashSet::new(),
         }
     }
@@ -302,6 +307,8 @@ impl<'a> Check<'a> {
                 }
             }
         }
+        let lists_known = self.read_contents().await?;
+        needed.extend(self.contents.iter().flat_map(Contents::objects).map(str::to_owned));
         for path in &needed {
             if !self.there.contains_key(path) {
                 self.bad.entry(path.clone()).or_insert_with(|| "it is missing".into());
@@ -312,8 +319,9 @@ impl<'a> Check<'a> {
         let hurt: HashSet<(ObjectKind, [u8; 32])> =
             self.bad.keys().filter(|path| needed.contains(*path)).filter_map(|path| content(path)).collect();
         // What a damaged point or layer needs is not known: then nothing counts as left over.
-        let all_known =
-            self.layers.values().all(Option::is_some) && !self.bad.keys().any(|path| PointName::parse(path).is_some());
+        let all_known = lists_known
+            && self.layers.values().all(Option::is_some)
+            && !self.bad.keys().any(|path| PointName::parse(path).is_some());
         let unneeded: Vec<(String, u64)> = self
             .there
             .iter()

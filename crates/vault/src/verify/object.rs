@@ -2,8 +2,8 @@
 
 use crate::checks::{self, CHECKS, CheckName};
 use crate::content;
-use crate::log;
-use crate::name::{HISTORY, LogName, ObjectName, PointName};
+use crate::log::{self, contents};
+use crate::name::{ContentsName, HISTORY, LogName, ObjectName, PointName};
 use crate::objects::{Objects, blocking};
 use crate::prune::{self, REMOVED};
 use crate::vault::Inner;
@@ -29,6 +29,20 @@ pub(super) async fn check(vault: &Arc<Inner>, open: Option<Objects>, path: &str)
             has_hash(&stored, &name.stored)?;
             match open {
                 Some(objects) => log::check(&name, &objects.cipher.open_into(stored, &objects.buffers)?, &key),
+                None => Ok(()),
+            }
+        })
+        .await;
+    }
+    if let Some(name) = ContentsName::parse(path) {
+        let (stored, key) = (vault.storage.read(path).await?, vault.file.writer_key()?);
+        return blocking(move || {
+            has_hash(&stored, &name.stored)?;
+            match open {
+                Some(objects) => {
+                    let plain = objects.cipher.open_into(stored, &objects.buffers)?;
+                    contents::parse(&plain, &name, &key).map(drop)
+                }
                 None => Ok(()),
             }
         })

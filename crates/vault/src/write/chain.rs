@@ -84,7 +84,9 @@ impl Run {
         let chain = chain.as_mut().ok_or_else(|| Error::bug("no position was given to follow from"))?;
         // A prune may take the chain of a run away that was silent for too long.
         self.alive.check()?;
-        chain.append(&self.vault, &flush).await
+        let (appended, listed) = chain.append(&self.vault, &flush).await?;
+        self.pieces.learn(&listed).await?;
+        Ok(appended)
     }
 
     /// Rolls up the flushes so far into one object. Happens by itself now and then, and at the end.

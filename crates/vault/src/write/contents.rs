@@ -2,11 +2,13 @@
 //! parts, each content once.
 
 use crate::crypto::Audience;
+use crate::direct::Direct;
 use crate::frame::OpenFrame;
 use crate::manifest::{Borrowed, ContentPart, Contents, Pack};
 use crate::name::ObjectKind;
 use crate::objects::{ObjectWriter, blocking, compress};
 use crate::segment::{Draft, SegmentEntry};
+use crate::write::pieces::KnownPieces;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -34,29 +36,29 @@ pub(crate) enum KnownPlace {
 #[derive(Debug, Default)]
 pub(crate) struct KnownContents {
     places: HashMap<ContentDigest, KnownPlace>,
-    /// Of large ones, by the hash of their entry's key: the hash of the entry, and the content.
-    entries: HashMap<u64, (u64, ContentDigest, u64)>,
 }
 
 impl KnownContents {
-    /// Adds the content of an entry.
-    pub fn learn(&mut self, key: u64, hash: Option<u64>, content: &AttachmentRef, place: KnownPlace) {
-        if let (KnownPlace::OldParts(_), Some(hash)) = (&place, hash) {
-            self.entries.insert(key, (hash, content.digest, content.length));
+    /// Adds the content of an entry, which a layer with these contents has.
+    pub fn learn(&mut self, contents: &Contents, content: &AttachmentRef) -> Result<()> {
+        let one = |content: &AttachmentRef| Some((content.digest, KnownPlace::of(contents, &content.place)?));
+        match content.pieces() {
+            Some(pieces) => self.places.extend(pieces?.iter().filter_map(|piece| one(&piece.content))),
+            None => self.places.extend(one(content)),
         }
-        self.places.insert(content.digest, place);
-    }
-
-    /// An entry has changed, or has gone.
-    pub fn forget(&mut self, key: u64) {
-        self.entries.remove(&key);
+        Ok(())
     }
 }
 
 impl KnownPlace {
     /// The place that a reference of an older layer means; none if it means none.
     pub fn of(contents: &Contents, place: &str) -> Option<Self> {
-        Some(match Place::parse(place)? {
+        Self::at(contents, Place::parse(place)?)
+    }
+
+    /// The same of a place that was read.
+    pub fn at(contents: &Contents, place: Place) -> Option<Self> {
+        Some(match place {
             Place::Packed(n) => {
                 let at = contents.packs.partition_point(|p| p.first <= n).checked_sub(1)?;
                 let pack = &contents.packs[at];
@@ -69,6 +71,35 @@ impl KnownPlace {
                 KnownPlace::OldParts(contents.parts.get(first..first.checked_add(count)?)?.to_vec())
             }
         })
+    }
+}
+
+impl KnownPlace {
+    /// The place that the change log names.
+    pub fn of_direct(direct: &Direct) -> Self {
+        match direct {
+            Direct::Parts(parts) => KnownPlace::OldParts(parts.clone()),
+            Direct::Packed(at) => KnownPlace::Old(at.clone()),
+        }
+    }
+
+    /// How the change log names it; none for what this run is packing.
+    pub fn direct(self) -> Option<Direct> {
+        match self {
+            KnownPlace::Own(_) => None,
+            KnownPlace::Old(at) => Some(Direct::Packed(at)),
+            KnownPlace::OldParts(parts) => Some(Direct::Parts(parts)),
+        }
+    }
+
+    /// Paths of the objects of older runs that hold it.
+    pub fn objects(&self) -> impl Iterator<Item = &str> {
+        let (parts, packed) = match self {
+            KnownPlace::Own(_) => (&[][..], None),
+            KnownPlace::Old(at) => (&[][..], Some(&*at.object)),
+            KnownPlace::OldParts(parts) => (&parts[..], None),
+        };
+        parts.iter().map(|part| &*part.object).chain(packed)
     }
 }
 
@@ -109,6 +140,7 @@ impl std::fmt::Display for Place {
 #[derive(Debug)]
 pub(crate) struct RunContents {
     writer: Arc<ObjectWriter>,
+    pieces: Arc<KnownPieces>,
     level: i32,
     state: Mutex<State>,
 }
@@ -125,7 +157,7 @@ struct State {
 }
 
 impl RunContents {
-    pub fn new(writer: Arc<ObjectWriter>, level: i32) -> Self {
+    pub fn new(writer: Arc<ObjectWriter>, pieces: Arc<KnownPieces>, level: i32) -> Self {
         let state = State {
             known: KnownContents::default(),
             contents: Contents::default(),
@@ -135,20 +167,14 @@ impl RunContents {
             first: 0,
             next: 0,
         };
-        RunContents { writer, level, state: Mutex::new(state) }
+        RunContents { writer, pieces, level, state: Mutex::new(state) }
     }
 
     /// Adds contents that older points have. Those in objects that may not be reused are left out.
     pub async fn learn(&self, known: KnownContents) {
         let mut state = self.state.lock().await;
-        state.known.entries.extend(known.entries);
         for (digest, place) in known.places {
-            let usable = match &place {
-                KnownPlace::Own(_) => true,
-                KnownPlace::Old(borrowed) => self.writer.may_reuse(&borrowed.object),
-                KnownPlace::OldParts(parts) => parts.iter().all(|p| self.writer.may_reuse(&p.object)),
-            };
-            if usable {
+            if place.objects().all(|path| self.writer.may_reuse(path)) {
                 state.known.places.entry(digest).or_insert(place);
             }
         }
@@ -162,17 +188,23 @@ impl RunContents {
     }
 
     fn known_place(state: &mut State, digest: &ContentDigest) -> Option<Place> {
-        match state.known.places.get(digest)?.clone() {
-            KnownPlace::Own(n) => Some(Place::Packed(n)),
+        let known = state.known.places.get(digest)?.clone();
+        Some(Self::place_of(state, known))
+    }
+
+    /// What this run's layer calls a content.
+    fn place_of(state: &mut State, known: KnownPlace) -> Place {
+        match known {
+            KnownPlace::Own(n) => Place::Packed(n),
             KnownPlace::Old(borrowed) => {
                 let next = state.contents.borrowed.len() as u64;
                 let number = *state.borrowed.entry(borrowed.clone()).or_insert(next);
                 if number == next {
                     state.contents.borrowed.push(borrowed);
                 }
-                Some(Place::Borrowed(number))
+                Place::Borrowed(number)
             }
-            KnownPlace::OldParts(parts) => Some(add_parts(&mut state.contents, parts)),
+            KnownPlace::OldParts(parts) => add_parts(&mut state.contents, parts),
         }
     }
 
@@ -228,7 +260,12 @@ impl RunContents {
         Ok(ContentPart { object: stored.path, size: stored.size, raw: size })
     }
 
-    async fn put_large(&self, start: BytesMut, mut content: AttachmentStream) -> Result<AttachmentRef> {
+    /// Stores a content of which `start` has come already in objects of its own.
+    pub async fn put_parts(
+        &self,
+        start: BytesMut,
+        mut content: AttachmentStream,
+    ) -> Result<(ContentDigest, u64, Vec<ContentPart>)> {
         let mut hasher = blake3::Hasher::new();
         let mut parts = Vec::new();
         let mut length = 0;
@@ -248,9 +285,12 @@ impl RunContents {
             length += buffer.len() as u64;
             parts.push(self.put_part(buffer.freeze()).await?);
         }
-        let digest = *hasher.finalize().as_bytes();
-        let mut state = self.state.lock().await;
-        let place = add_parts(&mut state.contents, parts);
+        Ok((*hasher.finalize().as_bytes(), length, parts))
+    }
+
+    async fn put_large(&self, start: BytesMut, content: AttachmentStream) -> Result<AttachmentRef> {
+        let (digest, length, parts) = self.put_parts(start, content).await?;
+        let place = add_parts(&mut self.state.lock().await.contents, parts);
         Ok(AttachmentRef { digest, length, place: place.to_string().into() })
     }
 }
@@ -294,16 +334,10 @@ impl AttachmentStore for RunContents {
         self.put_small(start.freeze()).await
     }
 
-    async fn known(&self, collection: &CollectionId, key: &[u8], body: &[u8]) -> Result<Option<AttachmentRef>> {
-        let keys = &self.writer.objects.keys;
-        let mut state = self.state.lock().await;
-        let entry = state.known.entries.get(&keys.key(collection, &Kind::Attachment, key));
-        let Some((hash, digest, length)) = entry.copied() else { return Ok(None) };
-        if keys.attachment(key, body, &digest).short() != hash {
-            return Ok(None);
-        }
-        let place = Self::known_place(&mut state, &digest);
-        Ok(place.map(|place| AttachmentRef { digest, length, place: place.to_string().into() }))
+    async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {
+        let Some(found) = self.pieces.find(collection, key, name).await? else { return Ok(None) };
+        let place = Self::place_of(&mut *self.state.lock().await, found.place);
+        Ok(Some(AttachmentRef { digest: found.digest, length: found.length, place: place.to_string().into() }))
     }
 
     async fn open(&self, _: &AttachmentRef) -> Result<AttachmentStream> {

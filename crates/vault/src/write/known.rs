@@ -4,7 +4,7 @@
 use crate::hash::HashKeys;
 use crate::manifest::{Layer, LayerRef};
 use crate::read::Segments;
-use crate::write::contents::{KnownContents, KnownPlace};
+use crate::write::contents::KnownContents;
 use model::{Batch, BatchBuilder, CollectionId, Encoding, Kind, Result};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -187,12 +187,8 @@ pub(crate) async fn load(
         for (i, key) in hashes.iter().enumerate() {
             // A deletion has no hash.
             known.learn(*key, <[u8; 8]>::try_from(batch.body_of(i)).ok().map(u64::from_le_bytes));
-            contents.forget(*key);
-            if let Some(content) = batch.attachments.get(i)
-                && let Some(place) = KnownPlace::of(&counted[number].layer.contents, &content.place)
-            {
-                let hash = <[u8; 8]>::try_from(batch.body_of(i)).ok().map(u64::from_le_bytes);
-                contents.learn(*key, hash, content, place);
+            if let Some(content) = batch.attachments.get(i) {
+                contents.learn(&counted[number].layer.contents, content)?;
             }
         }
         Ok(())

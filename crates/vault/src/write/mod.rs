@@ -2,10 +2,12 @@
 
 mod alive;
 mod chain;
+mod changed;
 mod contents;
 mod filters;
 mod known;
 mod packer;
+mod pieces;
 mod run;
 
 pub(crate) use alive::ACTIVE;

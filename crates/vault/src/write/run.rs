@@ -18,10 +18,12 @@ use crate::storage::Storage;
 use crate::vault::Inner;
 use crate::write::alive::Alive;
 use crate::write::chain::ChainBase;
+use crate::write::changed::ChangedContents;
 use crate::write::contents::{KnownContents, RunContents};
 use crate::write::filters::FilterBuilder;
 use crate::write::known::{self, Compared, KNOWN_MAX, KnownSpace, OldLayer};
 use crate::write::packer::{Packer, Sizes};
+use crate::write::pieces::{KnownPieces, lists_after};
 use futures::TryStreamExt;
 use model::limits::{LAYERS_MAX, SEGMENT_TARGET};
 use model::{
@@ -102,6 +104,8 @@ pub struct Run {
     known_collections: HashSet<CollectionId>,
     pub(super) writer: Arc<ObjectWriter>,
     contents: Arc<RunContents>,
+    pub(super) pieces: Arc<KnownPieces>,
+    changed: Arc<ChangedContents>,
     pub(super) alive: Alive,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
@@ -216,6 +220,15 @@ impl Run {
         let increments: u64 = base.iter().skip(1).map(|l| l.reference.raw).sum();
         let first = base.first().map_or(0, |l| l.reference.raw);
         let grown = base.len() >= LAYERS_MAX || increments > first / 2 + SEGMENT_TARGET as u64;
+        let usable = reusable && !options.full;
+        let layers = if usable { base.clone() } else { Vec::new() };
+        let lists = match &previous {
+            Some((_, manifest)) if usable => {
+                let after = manifest.scanned().0.millis.max(0) as u64;
+                lists_after(&vault, &tag, &log, after).await?
+            }
+            _ => Vec::new(),
+        };
         let chain_base = match &previous {
             Some((_, manifest)) if reusable => ChainBase::load(&vault, manifest, log, is_doomed).await?,
             _ => None,
@@ -232,7 +245,9 @@ impl Run {
         }
         let hash_lists = Segments::new(objects.clone());
         let writer = Arc::new(ObjectWriter::new(objects, trusted, doomed, vault.seams.random.clone()));
-        let contents = Arc::new(RunContents::new(writer.clone(), options.level));
+        let pieces = Arc::new(KnownPieces::new(vault.clone(), writer.clone(), layers, lists));
+        let contents = Arc::new(RunContents::new(writer.clone(), pieces.clone(), options.level));
+        let changed = Arc::new(ChangedContents::new(contents.clone(), pieces.clone()));
         let permits = Arc::new(Semaphore::new(options.workers.max(1)));
         let state = State {
             packer: Packer::new(Sizes::default(), writer.buffers.clone()),
@@ -256,6 +271,8 @@ impl Run {
             known_collections,
             writer,
             contents,
+            pieces,
+            changed,
             alive,
             permits,
             state: Mutex::new(state),
@@ -286,9 +303,15 @@ impl Run {
         self.writer.stored()
     }
 
-    /// Where the source puts the content of attachments.
+    /// Where the source puts the content of attachments that it scans.
     pub fn attachments(&self) -> Arc<dyn AttachmentStore> {
         self.contents.clone()
+    }
+
+    /// Where the source puts the content of attachments that change while it is followed: what
+    /// [`Run::append`] takes.
+    pub fn changed_attachments(&self) -> Arc<dyn AttachmentStore> {
+        self.changed.clone()
     }
 
     /// A collection is going to be read. Must come before its first batch, also for empty ones.

@@ -8,10 +8,12 @@ use crate::inline;
 use crate::leaf::Leaf;
 use crate::read::about;
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use model::{
-    AttachmentStore, BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding, Engine, Error,
-    FeedKind, Kind, Loss, Part, Plan, Result, ScanItem, ScanStream, Selection, Skipped, Source, SourceState, limits,
+    AttachmentRef, AttachmentStore, BatchBuilder, CollectionId, CollectionInfo, Consistency, Description, Encoding,
+    Engine, Error, FeedKind, Kind, Loss, Part, Piece, Plan, Result, ScanItem, ScanStream, Selection, Skipped, Source,
+    SourceState, limits,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -275,14 +277,22 @@ impl<'a> Giver<'a> {
         if !document.contents.is_empty() {
             let entry = about(&document.id, &document.contents, &document.body)?;
             let mut bytes = document.bytes;
-            let pieces: Vec<_> =
-                document.contents.iter().filter_map(|c| bytes.remove(c)).map(|b| Ok(b.into())).collect();
-            let content = stream::iter(pieces).boxed();
+            let contents = document.contents.iter().filter_map(|c| bytes.remove(c).map(|bytes| (c, bytes.into())));
+            let one = |content: Bytes| stream::iter([Ok(content)]).boxed();
             match inline::fits(&document.contents) {
-                true => inlined.push(key, &self.handle.block_on(inline::add(entry, 0, content))?),
+                true => {
+                    let all: Vec<_> = contents.map(|(_, bytes): (_, Bytes)| Ok(bytes)).collect();
+                    let adding = inline::add(entry, 0, stream::iter(all).boxed());
+                    inlined.push(key, &self.handle.block_on(adding)?);
+                }
                 false => {
-                    let reference = self.handle.block_on(self.store.put(content))?;
-                    stored.push_attachment(key, &entry, reference);
+                    let pieces = contents.map(|(content, bytes)| {
+                        let name = content.digest.clone();
+                        let content = self.handle.block_on(self.store.put(one(bytes)))?;
+                        Ok(Piece { name, content })
+                    });
+                    let content = AttachmentRef::of_pieces(&pieces.collect::<Result<Vec<_>>>()?)?;
+                    stored.push_attachment(key, &entry, content);
                 }
             }
         }

@@ -1,0 +1,193 @@
+//! Lists of the contents that a chain refers to: which objects a prune must keep for its flushes, and what
+//! the next backup need not fetch again.
+//!
+//! A list is written before the first flush that refers to what is in it, and counts as long as an object of
+//! its chain is kept that holds this flush or a later one: a content is listed once, but may be referred to
+//! again.
+
+use super::Flush;
+use crate::crypto::Audience;
+use crate::direct::Direct;
+use crate::hash::{hex, unhex32};
+use crate::name::{ContentsName, HISTORY};
+use crate::objects::{blocking, compress};
+use crate::signed;
+use crate::vault::Inner;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use futures::TryStreamExt;
+use model::{AttachmentRef, CollectionId, ContentDigest, Error, ErrorKind, Result, ResultExt};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::io::Read;
+
+/// What the signature of a list is bound to.
+const CONTEXT: &str = "rewound format 1 log contents";
+/// Bytes of a list that are read at most, decompressed (1 GiB).
+const LIST_MAX: u64 = 1 << 30;
+
+/// Contents that flushes of a chain refer to, from one of them on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContentList {
+    /// Always `log contents`.
+    rewound: String,
+    /// Version of the format.
+    format: u32,
+    /// Tag of the source.
+    source: String,
+    /// The run whose chain it is.
+    run: String,
+    /// Number of the first flush that refers to them.
+    flush: u32,
+    /// The contents.
+    pub contents: Vec<ListedContent>,
+}
+
+/// One content, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListedContent {
+    /// The collection of the attachment.
+    pub collection: CollectionId,
+    /// Its key, in base64.
+    key: String,
+    /// What the source calls this piece of its content; nothing, if it is the whole.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// blake3 of the content, in hex.
+    digest: String,
+    /// Bytes of the content.
+    pub length: u64,
+    /// Where it is.
+    pub place: Direct,
+}
+
+/// Tells one mention of a content from others.
+pub(super) type Mention = [u8; 32];
+
+impl ListedContent {
+    /// The key of the attachment.
+    pub fn key(&self) -> Result<Vec<u8>> {
+        BASE64.decode(&self.key).map_err(|_| Error::corrupt("a key in a list of contents is no base64"))
+    }
+
+    /// blake3 of the content.
+    pub fn digest(&self) -> Result<ContentDigest> {
+        unhex32(&self.digest).ok_or_else(|| Error::corrupt("a digest in a list of contents is no hash"))
+    }
+
+    fn of(collection: &CollectionId, key: &[u8], name: String, content: &AttachmentRef) -> Option<Result<Self>> {
+        let place = Direct::read(&content.place)?;
+        Some(place.map(|place| ListedContent {
+            collection: collection.clone(),
+            key: BASE64.encode(key),
+            name,
+            digest: hex(&content.digest),
+            length: content.length,
+            place,
+        }))
+    }
+
+    fn mention(&self) -> Result<Mention> {
+        let mut hasher = blake3::Hasher::new();
+        for part in [self.collection.as_str(), &self.key, &self.name, &self.place.place()?] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+}
+
+/// The contents that a flush refers to and that are objects of their own, but for those that were
+/// mentioned before.
+pub(super) fn new_in(flush: &Flush, before: &HashSet<Mention>) -> Result<Vec<(Mention, ListedContent)>> {
+    let mut new = Vec::new();
+    let mut seen = HashSet::new();
+    for batch in flush.changes.iter().map(|change| &change.batch).filter(|batch| !batch.attachments.is_empty()) {
+        for (i, content) in batch.attachments.iter().enumerate() {
+            let pieces = match content.pieces() {
+                Some(pieces) => pieces?.into_iter().map(|piece| (piece.name, piece.content)).collect(),
+                None => vec![(String::new(), content.clone())],
+            };
+            for (name, content) in pieces {
+                let Some(listed) = ListedContent::of(&batch.collection, batch.key_of(i), name, &content) else {
+                    continue;
+                };
+                let listed = listed?;
+                let mention = listed.mention()?;
+                if !before.contains(&mention) && seen.insert(mention) {
+                    new.push((mention, listed));
+                }
+            }
+        }
+    }
+    Ok(new)
+}
+
+/// Writes a list, durably, and with it all that was stored before.
+pub(super) async fn store(
+    vault: &Inner,
+    source: &str,
+    run: &str,
+    flush: u32,
+    contents: Vec<ListedContent>,
+) -> Result<u64> {
+    let list = ContentList {
+        rewound: "log contents".into(),
+        format: crate::vault_file::FORMAT,
+        source: source.to_owned(),
+        run: run.to_owned(),
+        flush,
+        contents,
+    };
+    let signed = signed::write(vault.signing()?, CONTEXT, &list)?;
+    let cipher = vault.objects()?.cipher;
+    let encrypted = !cipher.is_plain();
+    let sealed = blocking(move || Ok(cipher.seal(Audience::Writers, compress(&signed, 3)?)?.0)).await?;
+    let stored = *blake3::hash(&sealed).as_bytes();
+    let name = ContentsName { source: source.to_owned(), run: run.to_owned(), flush, stored, encrypted };
+    let bytes = sealed.len() as u64;
+    vault.storage.create(&name.to_string(), sealed.into()).await?;
+    vault.storage.sync().await?;
+    Ok(bytes)
+}
+
+/// Reads a list.
+pub(crate) async fn read(vault: &Inner, name: &ContentsName) -> Result<ContentList> {
+    let path = name.to_string();
+    let stored = vault.storage.read(&path).await?;
+    let (objects, key, name) = (vault.objects()?, vault.file.writer_key()?, name.clone());
+    let reading = blocking(move || {
+        objects.check(&name.to_string(), &stored, &name.stored)?;
+        parse(&objects.cipher.open_into(stored, &objects.buffers)?, &name, &key)
+    });
+    reading.await.context(|| format!("reading {path}"))
+}
+
+/// Reads the decrypted bytes of a list.
+pub(crate) fn parse(plain: &[u8], name: &ContentsName, key: &ed25519_dalek::VerifyingKey) -> Result<ContentList> {
+    let mut signed = Vec::new();
+    let failed = |e: std::io::Error| Error::corrupt("it cannot be decompressed").caused_by(e);
+    let decoder = zstd::stream::read::Decoder::new(plain).map_err(failed)?;
+    decoder.take(LIST_MAX).read_to_end(&mut signed).map_err(failed)?;
+    let list: ContentList = signed::read(key, CONTEXT, &signed)?;
+    if list.format > crate::vault_file::FORMAT {
+        return Err(Error::unsupported(format!("it has format {}", list.format)).hint("install a newer rewound"));
+    }
+    if (&list.source, &list.run, list.flush) != (&name.source, &name.run, name.flush) {
+        return Err(Error::corrupt("it is another list's content under this name"));
+    }
+    Ok(list)
+}
+
+/// The names of all lists of a source.
+pub(crate) async fn names(vault: &Inner, source: &str) -> Result<Vec<ContentsName>> {
+    let entries = vault.storage.list(&format!("{HISTORY}{source}/contents/")).await?;
+    entries.try_filter_map(|entry| std::future::ready(Ok(ContentsName::parse(&entry.name)))).try_collect().await
+}
+
+/// Reads a list; none if a prune has just removed it.
+pub(crate) async fn read_if_there(vault: &Inner, name: &ContentsName) -> Result<Option<ContentList>> {
+    match read(vault, name).await {
+        Err(e) if e.kind() == ErrorKind::Missing => Ok(None),
+        other => other.map(Some),
+    }
+}

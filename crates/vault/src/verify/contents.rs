@@ -1,0 +1,97 @@
+//! The contents of attachments that the change log refers to.
+
+use super::{Check, Hit};
+use crate::history::Facts;
+use crate::log::contents::{self, ContentList};
+use crate::name::{ContentsName, LogName};
+use crate::objects::is_damage;
+use crate::points;
+use model::Result;
+use std::collections::BTreeMap;
+
+/// Keys named for one hit.
+const NAMED: usize = 20;
+
+/// A list of contents, and the part of the log that it counts for.
+#[derive(Debug)]
+pub(super) struct Contents {
+    name: ContentsName,
+    list: ContentList,
+    /// The log after this time, in milliseconds since 1970 UTC …
+    from: i64,
+    /// … up to this one refers to them.
+    to: i64,
+}
+
+impl Contents {
+    /// Paths of the objects that hold them.
+    pub fn objects(&self) -> impl Iterator<Item = &str> {
+        self.list.contents.iter().flat_map(|content| content.place.objects())
+    }
+}
+
+impl Check<'_> {
+    /// Reads the lists that count for something that is there; says whether all could be read.
+    pub(super) async fn read_contents(&mut self) -> Result<bool> {
+        let names: Vec<ContentsName> = self.there.keys().filter_map(|path| ContentsName::parse(path)).collect();
+        let mut all = true;
+        for name in names {
+            let chain = format!("{}{}/log/{}/", crate::name::HISTORY, name.source, name.run);
+            let of_chain = self.there.range(chain.clone()..).take_while(|(path, _)| path.starts_with(&chain));
+            let flushes = of_chain.filter_map(|(path, _)| LogName::parse(path)).filter(|log| log.last >= name.flush);
+            let times = flushes.map(|log| (log.from as i64, log.to as i64));
+            let Some((from, to)) = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else { continue };
+            match contents::read(self.vault, &name).await {
+                Ok(list) => self.contents.push(Contents { name, list, from, to }),
+                Err(e) if is_damage(&e) => {
+                    self.bad.entry(name.to_string()).or_insert_with(|| e.to_string());
+                    all = false;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
+    }
+
+    /// What an object with contents hits that the log refers to.
+    pub(super) async fn hits_in_contents(&self, object: &str) -> Result<Vec<Hit>> {
+        let mut hits: Vec<Hit> = Vec::new();
+        for Contents { name, list, from, to } in &self.contents {
+            let mut keys: BTreeMap<_, Vec<Vec<u8>>> = BTreeMap::new();
+            for content in list.contents.iter().filter(|c| c.place.objects().any(|path| path == object)) {
+                let of_collection = keys.entry(content.collection.clone()).or_default();
+                let key = content.key()?;
+                if !of_collection.contains(&key) {
+                    of_collection.push(key);
+                }
+            }
+            if keys.is_empty() {
+                continue;
+            }
+            let of_source: Vec<_> = self.points.iter().filter(|p| p.name.source == name.source).collect();
+            let Some(newest) = of_source.last() else { continue };
+            let hit_points = of_source.iter().filter(|p| {
+                let facts = Facts::of(p.name.clone(), &p.manifest);
+                facts.needs_log && facts.base.earliest.millis < *to && facts.time.millis > *from
+            });
+            let hit_points: Vec<String> = hit_points.map(|p| p.name.id()).collect();
+            let catalog = points::catalog(self.vault, &newest.manifest).await.unwrap_or_default();
+            for (id, mut keys) in keys {
+                let known = catalog.collections.iter().find(|c| c.info.id == id);
+                let count = keys.len() as u64;
+                keys.truncate(NAMED);
+                hits.push(Hit {
+                    source: newest.manifest.source.name.clone(),
+                    points: hit_points.clone(),
+                    collection: Some(known.map_or_else(|| id.to_string(), |c| c.info.name.clone())),
+                    documents: keys.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect(),
+                    keys,
+                    engine: newest.manifest.source.engine.clone(),
+                    document_count: count,
+                    times: Vec::new(),
+                });
+            }
+        }
+        Ok(hits)
+    }
+}

@@ -1,0 +1,233 @@
+//! Contents that older points and the change log have, by whose they are: what need not be fetched again.
+//!
+//! Nothing is read before somebody asks; then the hash lists of the attachments of that collection, and the
+//! lists of the contents that the log refers to.
+
+use crate::direct::Direct;
+use crate::log::contents::{self, ListedContent};
+use crate::log::{Listed, current};
+use crate::manifest::Layer;
+use crate::name::ContentsName;
+use crate::objects::{ObjectWriter, is_damage};
+use crate::read::Segments;
+use crate::vault::Inner;
+use crate::write::contents::{KnownPlace, Place};
+use crate::write::known::OldLayer;
+use model::limits::ATTACHMENT_BESIDE;
+use model::{CollectionId, ContentDigest, Kind, Result, ResultExt};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+/// Pieces that are remembered (a million): they take about 100 MiB. Beyond, they are fetched again.
+const REMEMBERED: usize = 1 << 20;
+
+/// What tells a piece of an attachment from all others.
+type Id = [u8; 16];
+
+fn id(collection: &CollectionId, key: &[u8], name: &str) -> Id {
+    let mut hasher = blake3::Hasher::new();
+    for part in [collection.as_str().as_bytes(), key, name.as_bytes()] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    id
+}
+
+/// A content that the vault has.
+#[derive(Debug, Clone)]
+pub(crate) struct KnownPiece {
+    pub digest: ContentDigest,
+    pub length: u64,
+    pub place: KnownPlace,
+}
+
+/// Where a piece is, in little memory.
+#[derive(Debug, Clone)]
+enum At {
+    /// In the table of one of the layers.
+    Layer(u16, Place),
+    /// In objects that the log refers to.
+    Log(Arc<Direct>),
+}
+
+#[derive(Debug)]
+struct Remembered {
+    digest: ContentDigest,
+    length: u64,
+    at: At,
+}
+
+/// The pieces that one run can refer to.
+#[derive(Debug)]
+pub(crate) struct KnownPieces {
+    vault: Arc<Inner>,
+    writer: Arc<ObjectWriter>,
+    lists: Segments,
+    layers: Vec<OldLayer>,
+    /// Lists of the log since the oldest of the layers.
+    log: Vec<ContentsName>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pieces: HashMap<Id, Remembered>,
+    /// Collections whose attachments were looked up.
+    looked: HashSet<CollectionId>,
+    /// Whether the log's lists were read.
+    read: bool,
+    /// Objects of the log that are there.
+    there: HashSet<String>,
+}
+
+/// The lists of a source that say something of the log after `after` (milliseconds since 1970 UTC), in the
+/// order in which they were written.
+pub(crate) async fn lists_after(vault: &Inner, source: &str, log: &[Listed], after: u64) -> Result<Vec<ContentsName>> {
+    let mut names = if log.is_empty() { Vec::new() } else { contents::names(vault, source).await? };
+    if names.is_empty() {
+        return Ok(names);
+    }
+    let current = current(log.to_vec());
+    let mut ends: HashMap<&str, (u32, u64)> = HashMap::new();
+    for Listed { name, .. } in current.iter().filter(|l| l.name.to > after) {
+        let end = ends.entry(&name.run).or_default();
+        *end = (end.0.max(name.last), end.1.max(name.to));
+    }
+    names.retain(|name| ends.get(&*name.run).is_some_and(|(last, _)| *last >= name.flush));
+    names.sort_by_key(|name| (ends.get(&*name.run).map_or(0, |(_, to)| *to), name.run.clone(), name.flush));
+    Ok(names)
+}
+
+impl KnownPieces {
+    /// What these layers have, and these lists of the log.
+    pub fn new(vault: Arc<Inner>, writer: Arc<ObjectWriter>, layers: Vec<OldLayer>, log: Vec<ContentsName>) -> Self {
+        let lists = Segments::new(writer.objects.clone());
+        KnownPieces { vault, writer, lists, layers, log, state: Mutex::default() }
+    }
+
+    /// A piece of an attachment, if the vault has it for sure.
+    pub async fn find(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<KnownPiece>> {
+        if self.layers.is_empty() && self.log.is_empty() && self.state.lock().await.pieces.is_empty() {
+            return Ok(None);
+        }
+        let mut state = self.state.lock().await;
+        self.look(&mut state, collection).await.context(|| "finding out which attachments the vault has".to_owned())?;
+        let Some(found) = state.pieces.get(&id(collection, key, name)) else { return Ok(None) };
+        let (digest, length) = (found.digest, found.length);
+        let place = match found.at.clone() {
+            At::Layer(layer, place) => {
+                let contents = self.layers.get(usize::from(layer)).map(|old| &old.layer.contents);
+                let Some(place) = contents.and_then(|contents| KnownPlace::at(contents, place)) else {
+                    return Ok(None);
+                };
+                if !place.objects().all(|path| self.writer.may_reuse(path)) {
+                    return Ok(None);
+                }
+                place
+            }
+            At::Log(direct) => {
+                for path in direct.objects() {
+                    // A run looks for what its layers need when it starts; for this nobody has looked.
+                    if !self.writer.may_reuse(path) || !self.is_there(&mut state, path).await? {
+                        return Ok(None);
+                    }
+                }
+                KnownPlace::of_direct(&direct)
+            }
+        };
+        Ok(Some(KnownPiece { digest, length, place }))
+    }
+
+    /// Remembers what a flush has listed.
+    pub async fn learn(&self, listed: &[ListedContent]) -> Result<()> {
+        let mut state = self.state.lock().await;
+        listed.iter().try_for_each(|content| remember(&mut state, content))
+    }
+
+    async fn is_there(&self, state: &mut State, path: &str) -> Result<bool> {
+        if state.there.contains(path) {
+            return Ok(true);
+        }
+        let there = self.writer.objects.storage.stat(path).await?.is_some();
+        if there {
+            state.there.insert(path.to_owned());
+        }
+        Ok(there)
+    }
+
+    /// Reads what is known of a collection, the oldest first, so that the newest counts.
+    async fn look(&self, state: &mut State, collection: &CollectionId) -> Result<()> {
+        if !state.looked.contains(collection) {
+            // What flushes of this run have listed is newer.
+            let newer = std::mem::take(&mut state.pieces);
+            for (number, old) in self.layers.iter().enumerate() {
+                match self.look_into(state, number as u16, &old.layer, collection).await {
+                    // What is not known is fetched again.
+                    Err(e) if is_damage(&e) => tracing::warn!("some attachments are fetched again: {e}"),
+                    other => other?,
+                }
+            }
+            state.pieces.extend(newer);
+            state.looked.insert(collection.clone());
+        }
+        if !state.read {
+            let newer = std::mem::take(&mut state.pieces);
+            let mut older = State::default();
+            for name in &self.log {
+                match contents::read(&self.vault, name).await {
+                    Ok(list) => list.contents.iter().try_for_each(|content| remember(&mut older, content))?,
+                    Err(e) if is_damage(&e) => tracing::warn!("some attachments are fetched again: {e}"),
+                    Err(e) => return Err(e),
+                }
+            }
+            // Layers are older than the log, and this run is newer.
+            let (log, layers): (Vec<_>, Vec<_>) =
+                newer.into_iter().partition(|(_, piece)| matches!(piece.at, At::Log(_)));
+            state.pieces.extend(layers);
+            state.pieces.extend(older.pieces);
+            state.pieces.extend(log);
+            state.read = true;
+        }
+        Ok(())
+    }
+
+    async fn look_into(&self, state: &mut State, number: u16, layer: &Layer, collection: &CollectionId) -> Result<()> {
+        let of_attachments = Layer::of(&layer.hash_collections, collection);
+        let of_attachments = of_attachments.iter().filter(|c| c.space == Kind::Attachment.space());
+        for (segment, frame) in of_attachments.flat_map(|c| c.places()) {
+            let Some(entry) = layer.hashes.get(segment as usize) else { continue };
+            for frame in self.lists.read(entry, vec![frame]).await? {
+                let batch = &frame.batch;
+                for (i, content) in batch.attachments.iter().enumerate() {
+                    let Some(pieces) = content.pieces() else { continue };
+                    for piece in pieces? {
+                        let Some(place) = Place::parse(&piece.content.place) else { continue };
+                        let at = At::Layer(number, place);
+                        let (digest, length) = (piece.content.digest, piece.content.length);
+                        let id = id(collection, batch.key_of(i), &piece.name);
+                        insert(state, id, Remembered { digest, length, at });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remember(state: &mut State, content: &ListedContent) -> Result<()> {
+    if !content.name.is_empty() {
+        let id = id(&content.collection, &content.key()?, &content.name);
+        let at = At::Log(Arc::new(content.place.clone()));
+        insert(state, id, Remembered { digest: content.digest()?, length: content.length, at });
+    }
+    Ok(())
+}
+
+fn insert(state: &mut State, id: Id, piece: Remembered) {
+    let room = state.pieces.len() < REMEMBERED || state.pieces.contains_key(&id);
+    if room && piece.length > ATTACHMENT_BESIDE as u64 {
+        state.pieces.insert(id, piece);
+    }
+}

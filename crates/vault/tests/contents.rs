@@ -1,0 +1,337 @@
+//! Contents of attachments that change: stored once, found again by later runs, kept as long as anything
+//! refers to them, and named when they are lost.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::*;
+use futures::{StreamExt, TryStreamExt};
+use jiff::ToSpan;
+use model::limits::ATTACHMENT_BESIDE;
+use model::{
+    AttachmentRef, AttachmentStore, Batch, BatchBuilder, ChangeBatch, Consistency, Encoding, EngineTime, ErrorKind,
+    Kind, Piece, Position, Selection, collect_attachment,
+};
+use std::collections::BTreeMap;
+use testkit::faulty::SimDisk;
+use vault::{BackupOptions, Flush, PointDetails, PointName, Policy, PruneOptions, Run, State, Vault, VerifyOptions};
+
+const DAY: i64 = 24 * 3_600_000;
+
+/// What the entries of a collection have: their pieces, by name, each with its content.
+type Entries = BTreeMap<&'static str, Vec<(&'static str, Vec<u8>)>>;
+
+fn content(seed: u64, length: usize) -> Vec<u8> {
+    let mut out = vec![0; length];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+/// One that is a part, one that is packed by a scan, one that stands beside its change.
+fn large() -> Vec<u8> {
+    content(1, (1 << 20) + 7)
+}
+
+fn middle() -> Vec<u8> {
+    content(2, ATTACHMENT_BESIDE + 1)
+}
+
+fn small() -> Vec<u8> {
+    content(3, ATTACHMENT_BESIDE)
+}
+
+struct Host<'a> {
+    keys: &'a Keys,
+    vault: Vault,
+    /// Pieces that had to be given to the store.
+    fetched: std::cell::Cell<usize>,
+}
+
+impl Host<'_> {
+    fn time(&self) -> EngineTime {
+        EngineTime::wall(model::Clock::now_millis(&*self.keys.clock))
+    }
+
+    async fn start(&self, full: bool) -> Run {
+        let source = description("s", &World::from([("c".into(), Model::default())]));
+        let options = BackupOptions { level: 1, workers: 1, full, ..BackupOptions::default() };
+        self.vault.start_run(&source, options).await.unwrap()
+    }
+
+    async fn batch(&self, store: &dyn AttachmentStore, entries: &Entries) -> Batch {
+        let id = info("c", false).id;
+        let mut builder = BatchBuilder::new(id.clone(), Kind::Attachment, Encoding::Json);
+        for (key, pieces) in entries {
+            let mut list = Vec::new();
+            for (name, content) in pieces {
+                let known = store.known(&id, key.as_bytes(), name).await.unwrap();
+                let content = match known {
+                    Some(known) => known,
+                    None => {
+                        self.fetched.set(self.fetched.get() + 1);
+                        let halves = [&content[..content.len() / 2], &content[content.len() / 2..]];
+                        let halves: Vec<_> = halves.map(|half| Ok(half.to_vec().into())).into();
+                        store.put(futures::stream::iter(halves).boxed()).await.unwrap()
+                    }
+                };
+                list.push(Piece { name: (*name).to_owned(), content });
+            }
+            builder.push_attachment(key.as_bytes(), b"{}", AttachmentRef::of_pieces(&list).unwrap());
+        }
+        builder.take()
+    }
+
+    async fn commit(&self, run: Run, time: EngineTime) -> PointName {
+        let details = PointDetails {
+            time,
+            consistency: Consistency::PerDocument,
+            position: Some(Position("p".into())),
+            gap: None,
+            skipped: Vec::new(),
+        };
+        run.commit(details).await.unwrap().0
+    }
+
+    async fn scan(&self, entries: &Entries, full: bool) -> PointName {
+        self.keys.clock.advance(1000);
+        let (run, time) = (self.start(full).await, self.time());
+        run.begin(&info("c", false)).await.unwrap();
+        run.write(self.batch(&*run.attachments(), entries).await).await.unwrap();
+        run.end(&info("c", false).id).await.unwrap();
+        self.commit(run, time).await
+    }
+
+    /// Flushes of one run, one for each of these.
+    async fn change(&self, flushes: &[&Entries]) -> PointName {
+        let run = self.start(false).await;
+        let last = run.last().unwrap();
+        run.follow_from(&last.position.unwrap(), last.time).await.unwrap();
+        let store = run.changed_attachments();
+        let mut time = last.time;
+        for entries in flushes {
+            self.keys.clock.advance(1000);
+            time = self.time();
+            let batch = self.batch(&*store, entries).await;
+            let times = vec![time; batch.len()];
+            let changes = vec![ChangeBatch { batch, times }];
+            run.append(Flush { to: Position("p".into()), time, changes, catalog: Vec::new() }).await.unwrap();
+        }
+        self.commit(run, time).await
+    }
+
+    async fn fetches(&self, what: impl Future<Output = PointName>) -> (PointName, usize) {
+        let before = self.fetched.get();
+        let point = what.await;
+        (point, self.fetched.get() - before)
+    }
+}
+
+async fn contents(state: &State) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for collection in state.collections() {
+        let mut batches = state.read(collection);
+        while let Some(batch) = batches.try_next().await.unwrap() {
+            for (i, reference) in batch.attachments.iter().enumerate() {
+                let content = state.attachments().open(reference).await.unwrap();
+                let content = collect_attachment(content, 64 << 20).await.unwrap();
+                found.insert(String::from_utf8(batch.key_of(i).to_vec()).unwrap(), content.to_vec());
+            }
+        }
+    }
+    found
+}
+
+fn expected(entries: &[&Entries]) -> BTreeMap<String, Vec<u8>> {
+    let all = entries.iter().flat_map(|entries| entries.iter());
+    all.map(|(key, pieces)| ((*key).to_owned(), pieces.iter().flat_map(|(_, c)| c.clone()).collect())).collect()
+}
+
+async fn restored(vault: &Vault, name: &PointName) -> BTreeMap<String, Vec<u8>> {
+    let state = vault.resolve(&point(vault, name).await, &Selection::default(), None).await.unwrap();
+    state.check_there().await.unwrap();
+    contents(&state).await
+}
+
+async fn sound(vault: &Vault) {
+    let report = vault.verify(&VerifyOptions::default(), &|_| {}).await.unwrap();
+    assert!(report.damages.is_empty(), "{:?}", report.damages);
+    assert_eq!(report.leftovers, 0);
+}
+
+#[tokio::test]
+async fn what_the_vault_has_is_not_fetched_again() {
+    for plain in [true, false] {
+        let keys = Keys::new(1);
+        let disk = SimDisk::new(keys.clock.clone());
+        let host = Host { keys: &keys, vault: init(disk.storage(), &keys, plain).await.unwrap(), fetched: 0.into() };
+        let base = Entries::from([("a", vec![("l", large()), ("m", middle()), ("s", small())])]);
+        host.scan(&base, false).await;
+        let parts = disk.names("parts/").len();
+        assert_eq!(parts, 1);
+        // The same names again: only what is small comes with each change.
+        let (point, fetched) = host.fetches(host.change(&[&base, &base])).await;
+        assert_eq!((fetched, disk.names("parts/").len()), (2, parts), "the small one, twice");
+        assert_eq!(restored(&host.vault, &point).await, expected(&[&base]));
+        // What is new is stored once, and known in the same run and in the next.
+        let new =
+            Entries::from([("a", vec![("l", large()), ("new", content(4, 200_000))]), ("b", vec![("m", middle())])]);
+        let (point, fetched) = host.fetches(host.change(&[&new, &base, &new])).await;
+        // Of `b` nothing was known: the same content of another key is not taken for granted. It is small in base.
+        assert_eq!((fetched, disk.names("parts/").len()), (3, parts + 2));
+        assert_eq!(restored(&host.vault, &point).await, expected(&[&new]));
+        let (point, fetched) = host.fetches(host.change(&[&new])).await;
+        assert_eq!((fetched, disk.names("parts/").len()), (0, parts + 2));
+        assert_eq!(restored(&host.vault, &point).await, expected(&[&new]));
+        // A scan knows what the log has, too; a full one fetches all, and stores nothing twice.
+        let (point, fetched) = host.fetches(host.scan(&new, false)).await;
+        assert_eq!((fetched, disk.names("parts/").len()), (0, parts + 2));
+        assert_eq!(restored(&host.vault, &point).await, expected(&[&new]));
+        let (point, fetched) = host.fetches(host.scan(&new, true)).await;
+        assert_eq!((fetched, disk.names("parts/").len()), (3, parts + 2));
+        assert_eq!(restored(&host.vault, &point).await, expected(&[&new]));
+        sound(&host.vault).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_lost_is_fetched_again() {
+    let keys = Keys::new(2);
+    let disk = SimDisk::new(keys.clock.clone());
+    let host = Host { keys: &keys, vault: init(disk.storage(), &keys, false).await.unwrap(), fetched: 0.into() };
+    host.scan(&Entries::from([("a", vec![("s", small())])]), false).await;
+    let entries = Entries::from([("a", vec![("l", large())])]);
+    host.change(&[&entries]).await;
+    let part = disk.names("parts/").remove(0);
+    host.vault.storage().delete(&part).await.unwrap();
+    let (point, fetched) = host.fetches(host.change(&[&entries])).await;
+    assert_eq!(fetched, 1);
+    assert_eq!(restored(&host.vault, &point).await, expected(&[&entries]));
+}
+
+#[tokio::test]
+async fn only_what_stands_alone_goes_into_the_log() {
+    let keys = Keys::new(3);
+    let disk = SimDisk::new(keys.clock.clone());
+    let host = Host { keys: &keys, vault: init(disk.storage(), &keys, false).await.unwrap(), fetched: 0.into() };
+    host.scan(&Entries::from([("a", vec![("m", middle())])]), false).await;
+    let run = host.start(false).await;
+    let last = run.last().unwrap();
+    run.follow_from(&last.position.unwrap(), last.time).await.unwrap();
+    keys.clock.advance(1000);
+    let inline = AttachmentRef::inline(b"content");
+    let place = |place: &str| AttachmentRef { place: place.into(), ..inline.clone() };
+    let pieces = AttachmentRef::of_pieces(&[Piece { name: "x".into(), content: place("n0") }]).unwrap();
+    for bad in [place("n0"), pieces] {
+        let mut builder = BatchBuilder::new(info("c", false).id, Kind::Attachment, Encoding::Json);
+        builder.push_attachment(b"a", b"{}", bad);
+        let changes = vec![ChangeBatch { batch: builder.take(), times: vec![host.time()] }];
+        let flush = Flush { to: Position("q".into()), time: host.time(), changes, catalog: Vec::new() };
+        assert_eq!(run.append(flush).await.unwrap_err().kind(), ErrorKind::Bug);
+    }
+}
+
+#[tokio::test]
+async fn a_prune_keeps_what_changes_refer_to() {
+    let keys = Keys::new(4);
+    let disk = SimDisk::new(keys.clock.clone());
+    let host = Host { keys: &keys, vault: init(disk.storage(), &keys, false).await.unwrap(), fetched: 0.into() };
+    let zone = jiff::tz::TimeZone::UTC;
+    let prune = async |policy: Policy| {
+        let options = PruneOptions { policy, zone: zone.clone(), ..PruneOptions::default() };
+        host.vault.prune_by(&options).await.unwrap()
+    };
+    let old = Entries::from([("a", vec![("s", small())])]);
+    let entries = Entries::from([("a", vec![("l", large()), ("m", middle())])]);
+    let first = host.scan(&old, false).await;
+    // A second scan brings contents; the changes after it refer to them, and can also be read with the first.
+    let run = host.start(true).await;
+    let begin = run.last().unwrap();
+    run.follow_from(&begin.position.unwrap(), begin.time).await.unwrap();
+    keys.clock.advance(1000);
+    let scanned = host.time();
+    run.scanned_at(scanned).await;
+    run.begin(&info("c", false)).await.unwrap();
+    run.write(host.batch(&*run.attachments(), &entries).await).await.unwrap();
+    run.end(&info("c", false).id).await.unwrap();
+    let batch = host.batch(&*run.changed_attachments(), &entries).await;
+    let changes = vec![ChangeBatch { times: vec![scanned], batch }];
+    run.append(Flush { to: Position("p".into()), time: scanned, changes, catalog: Vec::new() }).await.unwrap();
+    let second = host.commit(run, scanned).await;
+    let new = Entries::from([("b", vec![("n", content(9, 300_000))])]);
+    let later = host.change(&[&entries, &new]).await;
+    assert_eq!(disk.names("history/").iter().filter(|n| n.contains("/contents/")).count(), 3);
+    // The second scan's point is given up; what the log needs of it stays.
+    for name in [&second, &later] {
+        host.vault.storage().delete(&name.to_string()).await.unwrap();
+    }
+    prune(Policy::default()).await;
+    let source = first.source.clone();
+    let state = host.vault.resolve_at(&source, host.time(), &Selection::default(), None).await.unwrap();
+    state.check_there().await.unwrap();
+    assert_eq!(contents(&state).await, expected(&[&entries, &new]));
+    sound(&host.vault).await;
+    // Once the changes are not kept any more, neither are their contents.
+    keys.clock.advance(3 * DAY);
+    host.scan(&old, true).await;
+    for _ in 0..3 {
+        keys.clock.advance(3 * DAY);
+        prune(Policy { last: Some(1), ..Policy::default() }).await;
+    }
+    let left: Vec<String> =
+        disk.names("").into_iter().filter(|n| n.contains("contents/") || n.contains("parts/")).collect();
+    assert_eq!(left, Vec::<String>::new());
+    sound(&host.vault).await;
+    // By the window, too.
+    host.change(&[&new]).await;
+    keys.clock.advance(3 * DAY);
+    host.change(&[&old]).await;
+    prune(Policy { last: Some(1), any_second_within: Some(1.days()), ..Policy::default() }).await;
+    assert_eq!(disk.names("parts/").len(), 1, "the newest point's base is older than the changes");
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_named() {
+    let keys = Keys::new(5);
+    let disk = SimDisk::new(keys.clock.clone());
+    let host = Host { keys: &keys, vault: init(disk.storage(), &keys, false).await.unwrap(), fetched: 0.into() };
+    host.scan(&Entries::from([("a", vec![("s", small())])]), false).await;
+    let entries = Entries::from([("a", vec![("l", large())]), ("b", vec![("n", content(9, 300_000))])]);
+    let name = host.change(&[&entries]).await;
+    let parts = disk.names("parts/");
+    let mut hit = Vec::new();
+    for part in &parts {
+        let bytes = host.vault.storage().read(part).await.unwrap();
+        host.vault.storage().delete(part).await.unwrap();
+        let report = host.vault.verify(&VerifyOptions::default(), &|_| {}).await.unwrap();
+        let damage = report.damages.iter().find(|d| d.object == *part).unwrap();
+        let hits: Vec<_> = damage.hits.iter().map(|h| (h.collection.clone().unwrap(), h.points.clone())).collect();
+        assert_eq!(hits, [("c".to_owned(), vec![name.id()])]);
+        hit.extend(damage.hits[0].documents.clone());
+        let state = host.vault.resolve(&point(&host.vault, &name).await, &Selection::default(), None).await.unwrap();
+        assert_eq!(state.check_there().await.unwrap_err().kind(), ErrorKind::Corrupt);
+        host.vault.storage().create(part, bytes).await.unwrap();
+    }
+    hit.sort();
+    assert_eq!(hit, ["a", "b"]);
+    // Without a list it is not known what may go: nothing that holds contents does.
+    let list = disk.names("history/").into_iter().find(|n| n.contains("/contents/")).unwrap();
+    host.vault.storage().replace(&list, b"not a list".to_vec().into()).await.unwrap();
+    let report = host.vault.verify(&VerifyOptions::default(), &|_| {}).await.unwrap();
+    let damage = report.damages.iter().find(|d| d.object == list).unwrap();
+    assert!(!damage.loses() && damage.hits.is_empty(), "{damage:?}");
+    keys.clock.advance(3 * DAY);
+    host.vault.prune().await.unwrap();
+    assert_eq!(disk.names("parts/"), parts);
+    assert_eq!(restored(&host.vault, &name).await, expected(&[&entries]));
+    // Backups go on, and once its changes may go, so does the list.
+    let newest = host.scan(&entries, true).await;
+    for _ in 0..3 {
+        keys.clock.advance(3 * DAY);
+        let policy = Policy { last: Some(1), ..Policy::default() };
+        let options = PruneOptions { policy, zone: jiff::tz::TimeZone::UTC, ..PruneOptions::default() };
+        host.vault.prune_by(&options).await.unwrap();
+    }
+    assert!(!disk.names("history/").iter().any(|n| n.contains("/contents/")));
+    assert_eq!(restored(&host.vault, &newest).await, expected(&[&entries]));
+    sound(&host.vault).await;
+}
