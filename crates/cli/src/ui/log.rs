@@ -23,8 +23,8 @@ struct Notes {
 impl<S: Subscriber> Layer<S> for Notes {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let about = event.metadata();
-        let ours = ["vault", "rewound", "folder", "model", "raven", "couch", "mongo"]
-            .contains(&about.target().split(':').next().unwrap_or(""));
+        let ours =
+            ["vault", "rewound", "folder", "model", "raven"].contains(&about.target().split(':').next().unwrap_or(""));
         if !ours || *about.level() > self.most {
             return;
         }
