@@ -17,6 +17,10 @@ const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause, whatever the server asks for.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// The same for a server that refuses requests because there were too many in a second, as Cloudant does: it
+/// is well, and others may be asking it, too.
+const TRIES_TOO_MANY: u32 = 24;
+const PAUSE_TOO_MANY: Duration = Duration::from_secs(5);
 /// A server that says nothing for so long is given up; its heartbeats come more often.
 const SILENCE: Duration = Duration::from_secs(90);
 /// What stays as it is in a path; `+` must not, as some servers take it for a space.
@@ -195,12 +199,16 @@ impl Client {
                 Err(failure) => failure,
             };
             // A server that fails is asked once more; one that is busy or away several times.
-            let tries = if failure.status == Some(StatusCode::INTERNAL_SERVER_ERROR) { 2 } else { TRIES };
+            let (tries, longest) = match failure.status {
+                Some(StatusCode::INTERNAL_SERVER_ERROR) => (2, PAUSE_MAX),
+                Some(StatusCode::TOO_MANY_REQUESTS) => (TRIES_TOO_MANY, PAUSE_TOO_MANY),
+                _ => (TRIES, PAUSE_MAX),
+            };
             if !failure.passes || number >= tries {
                 return Err(failure.error);
             }
             tracing::debug!("{}; trying again", failure.error);
-            tokio::time::sleep(failure.after.unwrap_or(pause).min(PAUSE_MAX)).await;
+            tokio::time::sleep(failure.after.unwrap_or(pause.min(longest)).min(PAUSE_MAX)).await;
             pause *= 2;
         }
         Err(Error::bug("trying again ended without a result"))
@@ -311,6 +319,33 @@ mod tests {
         assert_eq!(document_path("d", "_design/a/b").unwrap(), "d/_design/a%2Fb");
         assert_eq!(document_path("d", "_local/x+").unwrap(), "d/_local/x%2B");
         assert_eq!(document_path("d", ".."), None);
+    }
+
+    /// As Cloudant's documentation says, not as a server was seen to do: requests above what is paid for are
+    /// refused until the second is over, without a word on when that is.
+    #[tokio::test(start_paused = true)]
+    async fn too_many_requests_are_waited_out_as_cloudant_documents_it() {
+        let client = Client::new(Place::parse("couchdb+http://127.0.0.1:1/", None).unwrap()).unwrap();
+        let refused = |status| Failure::passing(Error::input("no"), Some(status));
+        let began = tokio::time::Instant::now();
+        let mut asked = 0;
+        let found = client.with_retries(|| {
+            asked += 1;
+            std::future::ready(if asked < 20 { Err(refused(StatusCode::TOO_MANY_REQUESTS)) } else { Ok(asked) })
+        });
+        assert_eq!(found.await.unwrap(), 20);
+        let waited = began.elapsed();
+        assert!(waited > Duration::from_secs(60) && waited < Duration::from_secs(100), "{waited:?}");
+        // Not for ever; and a server that is away is given up sooner.
+        for (status, tries) in [(StatusCode::TOO_MANY_REQUESTS, TRIES_TOO_MANY), (StatusCode::BAD_GATEWAY, TRIES)] {
+            let mut asked = 0;
+            let found = client.with_retries(|| {
+                asked += 1;
+                std::future::ready(Err::<(), _>(refused(status)))
+            });
+            found.await.unwrap_err();
+            assert_eq!(asked, tries);
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use crate::leaf::Leaf;
 use crate::members::quoted;
 use crate::rows::Row;
 use crate::server;
-use bytes::Bytes;
-use model::{Error, ErrorKind, Result};
+use bytes::{Bytes, BytesMut};
+use model::{Batch, CollectionId, Doc, Encoding, Error, ErrorKind, Kind, Result};
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +20,9 @@ const ANSWER: usize = 1 << 20;
 const ANSWER_SPLIT: usize = 16 << 20;
 /// Bytes that an answer about one document may have, with all its conflicts.
 const ANSWER_ONE: usize = 128 << 20;
+/// Bytes of an answer up to which documents stay in it on their way to the vault: whoever has one of them
+/// holds all of it.
+const ANSWER_KEPT: usize = 2 * ANSWER;
 /// Documents in one request: more were slower.
 const TOGETHER: usize = 500;
 /// How often a revision that one copy of a database has named is looked for in all of them, and the first
@@ -145,6 +148,39 @@ impl Fetched {
             [only] if only.1.is_plain => Some(self.text(only)),
             _ => None,
         }
+    }
+
+    /// Batches of the documents of which there is nothing more to know: they stay where they are in the
+    /// answers. And the numbers of all others.
+    pub fn plain_batches(&self, rows: &[Row], collection: &CollectionId) -> (Vec<Batch>, Vec<usize>) {
+        let mut batches: Vec<_> = self.answers.iter().map(|_| (BytesMut::new(), Vec::new())).collect();
+        let mut others = Vec::new();
+        for (i, row) in rows.iter().enumerate() {
+            match self.spots(i) {
+                [(answer, spot)] if spot.is_plain && self.answers[*answer].len() <= ANSWER_KEPT => {
+                    let (keys, docs) = &mut batches[*answer];
+                    docs.push(Doc {
+                        start: spot.start as u32,
+                        end: spot.end as u32,
+                        key_start: keys.len() as u32,
+                        key_len: row.id.len() as u32,
+                    });
+                    keys.extend_from_slice(row.id.as_bytes());
+                }
+                _ => others.push(i),
+            }
+        }
+        let batches = batches.into_iter().zip(&self.answers).filter(|((_, docs), _)| !docs.is_empty());
+        let batches = batches.map(|((keys, docs), answer)| Batch {
+            collection: collection.clone(),
+            kind: Kind::Document,
+            encoding: Encoding::Json,
+            body: answer.clone(),
+            keys: Some(keys.freeze()),
+            docs,
+            attachments: Vec::new(),
+        });
+        (batches.collect(), others)
     }
 
     /// Whether the answer to many questions says as much of a document's attachments as that to a single

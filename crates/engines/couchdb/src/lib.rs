@@ -18,6 +18,7 @@ mod past;
 mod place;
 pub mod plain;
 mod position;
+mod quick;
 mod read;
 mod replace;
 mod revise;

@@ -124,7 +124,12 @@ impl Reader {
         let fetched = fetch::fetch(self.client(), &self.database, &rows, &self.pace).await?;
         // Whoever waits to be heard must not keep others from being read.
         drop(turn);
-        for (i, row) in rows.iter().enumerate() {
+        let (plain, others) = fetched.plain_batches(&rows, &self.collection);
+        for batch in plain {
+            send(out, ScanItem::Batch(batch)).await?;
+        }
+        for i in others {
+            let row = &rows[i];
             let read = match self.read_one(&fetched, i, row).await {
                 Err(e) if self.selection.skip_bad && is_bad(&e) => {
                     let what = format!("{}/{}", self.database, row.id);
