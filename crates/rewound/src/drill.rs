@@ -128,7 +128,7 @@ struct Done {
 
 async fn restore(job: &Job, vault: &Vault, tag: &str, scratch: &Scratch) -> Result<Done> {
     let choice = PointChoice { source: Some(tag.to_owned()), ..PointChoice::default() };
-    let mut options = model::RestoreOptions::default();
+    let mut options = model::RestoreOptions { only_proves: true, ..model::RestoreOptions::default() };
     if let Home::Databases(databases) = &scratch.home {
         options.selection = Selection { exclude: vec!["admin.*".into()], ..Selection::default() };
         let points = job.stop.or(vault.points()).await?;

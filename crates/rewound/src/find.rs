@@ -65,6 +65,15 @@ pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&st
     for version in &mut versions {
         version.deleted |= registry::is_deletion(&version.engine, &version.body);
     }
+    // A deletion that the log told, and that a scan saw again, is one: the older.
+    let told_again = |i: usize, all: &[Version]| {
+        let of = |v: &Version| (v.tag.clone(), v.key.clone());
+        let before = all[i + 1..].iter().find(|v| of(v) == of(&all[i]));
+        registry::has_opaque(&all[i].engine) && all[i].deleted && before.is_some_and(|v| v.deleted)
+    };
+    let again: Vec<bool> = (0..versions.len()).map(|i| told_again(i, &versions)).collect();
+    let mut again = again.into_iter();
+    versions.retain(|_| !again.next().unwrap_or(false));
     if versions.is_empty() {
         return Err(Error::missing(format!("no point has a document {key} in a collection {collection}"))
             .hint("check the names of collection and key: for a folder, the name of the file without .json; for MongoDB, DATABASE.COLLECTION and the _id, as Extended JSON if it is no plain text"));
@@ -107,6 +116,9 @@ pub async fn bring_back(
     if_exists: IfExists,
 ) -> Result<Written> {
     job.phase(Doing::Checking, None, None);
+    if version.deleted && registry::has_opaque(&version.engine) {
+        return Err(is_deletion(key));
+    }
     let info = (*version.collection).clone();
     // Where an old revision would lose against what came after it, what it says becomes a new one.
     let anew = target.sink.writes_new_revisions();
@@ -140,8 +152,7 @@ pub async fn bring_back(
         see(&mut wanted, &target, batch, version);
     }
     if wanted.body.is_none() {
-        return Err(Error::missing(format!("this version of document {key} is a deletion"))
-            .hint("choose an older one; `rewound find` without --restore lists all versions"));
+        return Err(is_deletion(key));
     }
     let differs = now.body.is_some() && now != wanted;
     if differs && if_exists == IfExists::Fail {
@@ -169,6 +180,11 @@ pub async fn bring_back(
     proof.took = began.elapsed();
     written.proof = Some(proof);
     Ok(written)
+}
+
+fn is_deletion(key: &str) -> Error {
+    Error::missing(format!("this version of document {key} is a deletion"))
+        .hint("choose an older one; `rewound find` without --restore lists all versions")
 }
 
 /// Selects one document of a collection.

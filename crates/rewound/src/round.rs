@@ -9,6 +9,7 @@ use crate::lanes::{Lane, Lanes};
 use crate::parts::Scan;
 use crate::pending::Mark;
 use crate::progress::{Doing, Job, Progress};
+use crate::registry;
 use crate::scan::{Scanned, Scanner};
 use crate::space::{self, Room};
 use crate::stop::Stop;
@@ -268,6 +269,10 @@ impl<'a> Round<'a> {
     /// left them out, or the feed does not tell of them. Only a scan gives them.
     fn look_for_strangers(&mut self, follower: &Follower<'_>) {
         for (i, mark) in follower.marks() {
+            // What is in a backup that the server made itself need not be told of before it changes.
+            if mark.collections.iter().any(|c| registry::is_opaque(&self.description.engine, c)) {
+                continue;
+            }
             let known: HashSet<_> = mark.collections.iter().map(|c| &c.id).collect();
             let mut there = self.description.collections.iter().filter(|c| self.selection.takes(&c.name));
             if let Some(stranger) = there.find(|c| !known.contains(&c.id) && !follower.has_seen(&c.id)) {
