@@ -13,7 +13,6 @@ use model::{
     AttachmentStore, Batch, BatchBuilder, Description, Engine, Error, ErrorKind, HashingStore, IfExists, Kind,
     RestoreOptions, Result, ScanItem, Selection,
 };
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -219,11 +218,7 @@ async fn read(job: &Job, target: &Target, name: &str, key: &str, version: &Versi
 /// Notes what a batch tells of the document. What a target makes anew of it, such as revisions, is no
 /// part of what it is.
 fn see(there: &mut There, target: &Target, batch: &Batch, version: &Version) {
-    let provable = match target.sink.writes_new_revisions() {
-        true => target.sink.provable(batch),
-        false => Some(Cow::Borrowed(batch)),
-    };
-    let Some(batch) = provable.filter(|batch| !batch.kind.is_tombstone()) else { return };
+    let Some(batch) = target.sink.provable(batch).filter(|batch| !batch.kind.is_tombstone()) else { return };
     for i in 0..batch.len() {
         if let Some(content) = batch.attachments.get(i) {
             there.attachments.insert(batch.key_of(i).to_vec(), content.digest);

@@ -2,9 +2,15 @@
 //! changed since the server made them is, where the change log goes on top of them.
 
 use crate::registry;
+use async_trait::async_trait;
 use futures::TryStreamExt;
-use model::{Batch, Description, Error, Kind, RestoreOptions, Result, Sink};
+use model::{
+    AttachmentStore, Batch, CollectionId, Description, Encoding, Error, Kind, Loss, RestoreOptions, RestorePlan,
+    Result, Sink, SinkSession,
+};
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use vault::{Change, Difference, Point, Points, State, Vault, Version};
 
 /// Whether a point is one.
@@ -26,7 +32,8 @@ pub(crate) async fn among<'a>(
         // read for that.
         let manifest = &point.manifest;
         let holds_files = manifest.totals.documents == 0 && manifest.totals.attachments > 0;
-        let is_on_files = manifest.position.as_ref().is_some_and(|p| registry::is_on_opaque(&manifest.source.engine, p));
+        let is_on_files =
+            manifest.position.as_ref().is_some_and(|p| registry::is_on_opaque(&manifest.source.engine, p));
         if (holds_files || is_on_files) && is_opaque(vault, point).await? {
             found.push(point);
         }
@@ -45,6 +52,53 @@ pub(crate) fn check(what: &Description, sink: &dyn Sink, options: &RestoreOption
          can put the two together",
     )
     .hint("restore it with --native-dir into a new database; what you need can be copied from there"))
+}
+
+/// A target that takes the files which the server made, and not what has changed since: only the server can put
+/// the two together, so that a drill reads it all, and writes the files.
+pub(crate) struct FilesOnly {
+    sink: Arc<dyn Sink>,
+    files: Mutex<HashSet<CollectionId>>,
+}
+
+impl FilesOnly {
+    pub fn new(sink: Arc<dyn Sink>) -> FilesOnly {
+        FilesOnly { sink, files: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Sink for FilesOnly {
+    async fn prepare(&self, what: &Description, options: &RestoreOptions) -> Result<RestorePlan> {
+        let files = what.collections.iter().filter(|info| registry::is_opaque(&what.engine, info));
+        let files: HashSet<CollectionId> = files.map(|info| info.id.clone()).collect();
+        let mut plan = self.sink.prepare(what, options).await?;
+        if files.len() < what.collections.len() {
+            plan.losses.push(Loss {
+                what: "what has changed since the database's server made its backup".into(),
+                why: "it was read, but only the server can put the two together".into(),
+            });
+        }
+        *self.files.lock().unwrap_or_else(|e| e.into_inner()) = files;
+        Ok(plan)
+    }
+
+    fn takes(&self, encoding: Encoding) -> bool {
+        self.sink.takes(encoding)
+    }
+
+    fn leaves_out(&self, batch: &Batch) -> bool {
+        let files = self.files.lock().unwrap_or_else(|e| e.into_inner());
+        batch.kind != Kind::Attachment || !files.contains(&batch.collection) || self.sink.leaves_out(batch)
+    }
+
+    fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
+        self.sink.provable(batch)
+    }
+
+    async fn begin(&self, plan: RestorePlan, attachments: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
+        self.sink.begin(plan, attachments).await
+    }
 }
 
 /// Two states of which the server has made the first part, the same of both: what has changed since can be
@@ -97,7 +151,8 @@ impl Since {
     pub fn told(&self, state: &State, difference: Difference) -> Option<Difference> {
         let source = &state.point().manifest.source;
         let Difference::Document { collection, space, key, change } = difference else { return Some(difference) };
-        let is_files = |c: &&vault::CatalogEntry| c.info.name == collection && registry::is_opaque(&source.engine, &c.info);
+        let is_files =
+            |c: &&vault::CatalogEntry| c.info.name == collection && registry::is_opaque(&source.engine, &c.info);
         if state.collections().iter().any(|c| is_files(&c)) {
             return None;
         }

@@ -40,12 +40,7 @@ pub(super) struct OnTop {
 
 impl OnTop {
     /// The files are begun in the passage; `build` is what both sides understand.
-    pub async fn new(
-        passage: &Passage,
-        build: u64,
-        store: Arc<dyn AttachmentStore>,
-        told: Arc<Told>,
-    ) -> Result<OnTop> {
+    pub async fn new(passage: &Passage, build: u64, store: Arc<dyn AttachmentStore>, told: Arc<Told>) -> Result<OnTop> {
         let begin = async |name: &str| {
             let target = Target::create(passage.place(name)?).await?;
             let mut maker = Maker::new(target, Compressor::none(), build, store.clone())?;

@@ -81,8 +81,10 @@ impl Sink for NativeSink {
                 why: format!("the backup is of {}, the target is {}", what.version, build.version()),
             });
         }
-        let mut phases =
-            vec![format!("write the files that RavenDB made into a new folder in {}, and check them", folder.display())];
+        let mut phases = vec![format!(
+            "write the files that RavenDB made into a new folder in {}, and check them",
+            folder.display()
+        )];
         let has_changes = !what.collections.iter().all(is_native);
         if has_changes {
             phases.push(
@@ -91,9 +93,8 @@ impl Sink for NativeSink {
                     .into(),
             );
         }
-        phases.push(format!(
-            "have the server make the database {database} out of them, with all its settings and tasks"
-        ));
+        phases
+            .push(format!("have the server make the database {database} out of them, with all its settings and tasks"));
         phases.push(match has_changes {
             false => "remove the folder, and compare the numbers of documents, counters, time series, indexes, \
                       revisions and attachments with those at the backup; what is in them only RavenDB has read"
@@ -208,11 +209,13 @@ impl Session {
                     now.text()
                 ),
             ],
-            (true, false) => return Err(Error::corrupt(format!(
-                "the database {database} is not what it was at the backup: RavenDB restored {}",
-                wrong.join(", ")
-            ))
-            .hint("the database stays as it is now, and the point is untouched; the server's log says more")),
+            (true, false) => {
+                return Err(Error::corrupt(format!(
+                    "the database {database} is not what it was at the backup: RavenDB restored {}",
+                    wrong.join(", ")
+                ))
+                .hint("the database stays as it is now, and the point is untouched; the server's log says more"));
+            }
         };
         Ok((notes, on_top))
     }

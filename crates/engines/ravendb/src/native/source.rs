@@ -60,16 +60,13 @@ impl Source for NativeSource {
             }
             None => None,
         };
-        let part =
-            Part { collection: catalog::info(COLLECTION), token: String::new(), documents: None, bytes: None };
+        let part = Part { collection: catalog::info(COLLECTION), token: String::new(), documents: None, bytes: None };
         // It is of some time while the server wrote it; with the changes since, it is of their end.
         let consistency = if start.is_some() { Consistency::PerDocument } else { Consistency::OneTime };
         let scan = Plan::Scan { start, parts: vec![part], at: None, consistency, skipped: Vec::new() };
         let Some((last, from)) = last.and_then(|last| Some((last, last.position.clone()?))) else { return Ok(scan) };
         Ok(match Place::of(&from)?.judge(&stats, hold) {
-            Verdict::Lost(why) => {
-                Plan::Gap { gap: Gap { from: last.time, to: None, why }, then: Box::new(scan) }
-            }
+            Verdict::Lost(why) => Plan::Gap { gap: Gap { from: last.time, to: None, why }, then: Box::new(scan) },
             _ => scan,
         })
     }
