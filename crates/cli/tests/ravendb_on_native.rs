@@ -101,10 +101,9 @@ fn every_kind_of_change_comes_back_on_top_of_a_backup_that_the_server_made() {
     let stays = r#"{"Documents":[{"DocumentId":"Users/1","Operations":[{"Type":"Increment","CounterName":"Stays","Delta":1}]}]}"#;
     db.done("POST", "/counters", stays.as_bytes());
     let mut points = vec![(id(&native(&host, &db)), state(&db), revisions(&db, "Users%2F1"))];
-    let mut next = |text: &str| {
+    let mut next = || {
         let ran = changes(&host, &db);
         points.push((id(&ran), state(&db), revisions(&db, "Users%2F1")));
-        eprintln!("{text}: {}", id(&ran));
     };
 
     order(&db, "orders/1", "second");
@@ -118,14 +117,14 @@ fn every_kind_of_change_comes_back_on_top_of_a_backup_that_the_server_made() {
     order(&db, "orders/12", "keeps its attachment");
     db.put("fresh/1", r#"{"N":1,"@metadata":{"@collection":"Fresh"}}"#);
     db.put("Users/1", r#"{"N":77,"@metadata":{"@collection":"Users"}}"#);
-    next("documents");
+    next();
 
     order(&db, "orders/2", "back");
     db.delete("orders/1");
     db.delete("fresh/1");
     db.delete("orders/7");
     db.attach("orders/9", "new.txt", b"fresher");
-    next("more documents, once more");
+    next();
 
     let exchange: serde_json::Value = serde_json::from_slice(&db.done("GET", "/cmpxchg?key=k1", b"")).unwrap();
     if let Some(index) = exchange["Results"][0]["Index"].as_u64() {
@@ -138,15 +137,15 @@ fn every_kind_of_change_comes_back_on_top_of_a_backup_that_the_server_made() {
     db.done("DELETE", "/subscriptions?taskName=S1", b"");
     db.done("PUT", "/subscriptions", br#"{"Name":"S2","Query":"from Orders"}"#);
     db.done("POST", "/identity/next?name=users%7C", b"");
-    next("what belongs to the database");
+    next();
 
     let more = r#"{"Documents":[{"DocumentId":"Users/1","Operations":[{"Type":"Increment","CounterName":"Likes","Delta":4},{"Type":"Delete","CounterName":"zz"}]}]}"#;
     db.done("POST", "/counters", more.as_bytes());
-    next("counters");
+    next();
 
     let series = r#"{"Name":"Heart","Appends":[{"Timestamp":"2024-01-01T00:00:00.0000000Z","Values":[71.5],"Tag":"t"},{"Timestamp":"2024-01-02T00:00:00.0000000Z","Values":[72],"Tag":null}],"Deletes":null}"#;
     db.done("POST", "/timeseries?docId=orders%2F8", series.as_bytes());
-    next("time series");
+    next();
     is_clean(&host);
     host.read(&["verify", "v"]).ends(0);
 
@@ -219,7 +218,7 @@ fn what_is_in_the_log_is_found_and_the_rest_is_said_to_be_unknown() {
     // One document comes back without the rest.
     let into = Raven::shared().database();
     into.fill("Orders", "orders", 3);
-    let point = format!("{}", c.of("vault")[0]["point"]["time"].as_str().unwrap());
+    let point = c.of("vault")[0]["point"]["time"].as_str().unwrap().to_owned();
     let find = |id: &str| {
         host.read(&[
             "find",
@@ -293,13 +292,27 @@ fn what_cannot_go_on_top_is_a_new_scan_and_said() {
     db.attach("orders/3", "large.bin", &vec![5; 9 << 20]);
     let into = scans("larger than", &[]);
     assert_eq!(into.done("GET", "/attachments?id=orders%2F3&name=large.bin", b""), vec![5; 9 << 20]);
+    // Everything, as it was asked for: what comes after it goes on top of that.
+    native(&host, &db);
+    order(&db, "orders/5", "before");
+    changes(&host, &db);
+    db.delete("orders/6");
+    let full = host.read(&["backup", &held(&db), "--to", "v", "--full", "--json"]).ends(0);
+    assert_eq!(full.summary()["mode"], "scan");
+    db.delete("orders/7");
+    order(&db, "orders/8", "after");
+    changes(&host, &db);
+    let into = Raven::shared().no_database();
+    host.read(&["restore", "v", "--into", &into.url()]).ends(0);
+    assert_eq!(into.documents(), db.documents());
+    assert_eq!(host.run(&["points", "v", "--json"]).ends(0).summary()["gaps"], 0);
     // A part.
     native(&host, &db);
     order(&db, "orders/4", "part");
     scans("", &["--only", "Orders"]);
     native(&host, &db);
     db.put("users/1", r#"{"N":1,"@metadata":{"@collection":"Users"}}"#);
-    assert_eq!(scans("of the whole database", &["--exclude", "Users"]).count("CountOfDocuments"), 19);
+    assert_eq!(scans("of the whole database", &["--exclude", "Users"]).count("CountOfDocuments"), 17);
     is_clean(&host);
 }
 
@@ -396,5 +409,39 @@ fn nothing_is_left_of_a_restore_that_is_interrupted() {
     }
     back(&host, &into, &[]).ends(0);
     assert_eq!(into.documents(), db.documents());
+    is_clean(&host);
+}
+
+#[test]
+fn several_vaults_go_on_together_only_from_the_same_place() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 20);
+    let host = sharing();
+    for vault in ["w", "x"] {
+        host.run(&["init", vault, "--recipient", &host.recipient("key.txt")]).ends(0);
+    }
+    let url = held(&db);
+    let own = ["backup", &url, "--native-dir", "shared", "--native-type", "backup", "--to", "v", "--to", "w"];
+    host.run(&own).ends(0);
+    host.run(&["backup", &url, "--to", "x"]).ends(0);
+    let checked = |vault: &str, own: bool| {
+        let into = Raven::shared().no_database();
+        let (url, own) = (into.url(), if own { &["--native-dir", "shared"][..] } else { &[] });
+        host.read(&[&["restore", vault, "--into", &url], own].concat()).ends(0);
+        assert_eq!(into.documents(), db.documents(), "{vault}");
+    };
+    db.delete("orders/1");
+    order(&db, "orders/2", "both");
+    let both = host.run(&["backup", &url, "--to", "v", "--to", "w", "--json"]).ends(0);
+    assert_eq!(both.summary()["mode"], "changes");
+    ["v", "w"].iter().for_each(|vault| checked(vault, true));
+    db.delete("orders/3");
+    let all = host.run(&["backup", &url, "--to", "v", "--to", "x", "--json"]).ends(0);
+    assert!(all.err.contains("back it up by itself"), "{}", all.err);
+    ["v", "x"].iter().for_each(|vault| checked(vault, false));
+    db.delete("orders/4");
+    let all = host.run(&["backup", &url, "--to", "v", "--to", "x", "--json"]).ends(0);
+    assert_eq!(all.summary()["mode"], "changes");
+    ["v", "x"].iter().for_each(|vault| checked(vault, false));
     is_clean(&host);
 }

@@ -116,13 +116,16 @@ impl Since {
         for (state, is_one) in states.iter().zip(&mut is_one) {
             *is_one = is_opaque(vault, state.point()).await?;
         }
+        let engine = &states[1].point().manifest.source.engine;
+        let has_changes =
+            states.iter().flat_map(|s| s.collections()).any(|entry| !registry::is_opaque(engine, &entry.info));
         let layers = |state: &State| {
             let all = state.point().manifest.layers.iter();
             all.map(|layer| layer.object.clone()).collect::<Vec<_>>()
         };
         match is_one {
             [false, false] => return Ok(None),
-            [true, true] if layers(&states[0]) == layers(&states[1]) => {}
+            [true, true] if has_changes && layers(&states[0]) == layers(&states[1]) => {}
             _ => {
                 let of = if is_one[0] { &states[0] } else { &states[1] };
                 return Err(error(format!(
@@ -134,7 +137,6 @@ impl Since {
         }
         let mut deleted = [HashSet::new(), HashSet::new()];
         for (state, deleted) in states.iter().zip(&mut deleted) {
-            let engine = &state.point().manifest.source.engine;
             for entry in state.collections() {
                 let mut batches = state.read_spaces(entry, |space| space == Kind::Document.space());
                 while let Some(batch) = batches.try_next().await? {
