@@ -616,3 +616,14 @@ fn what_cannot_work_is_said_before() {
     host.run(&["backup", "ravendb+http://127.0.0.1:1/x", "--to", "v"]).fails(1, "asking for the server's version");
     host.run(&["backup", "ravendb+http://u:secret@h/x", "--to", "v"]).fails(1, "not right");
 }
+
+#[test]
+fn a_drill_writes_a_dump_and_proves_every_kind_of_thing() {
+    let db = Raven::shared().shop();
+    let host = Host::ready();
+    host.run(&["backup", &db.url(), "--to", "v"]).ends(0);
+    let drilled = host.read(&["drill", "v", "--json"]).ends(0);
+    let told = &drilled.of("drill")[0];
+    assert!(told["documents"].as_u64().unwrap() > 3000, "{told}");
+    assert_eq!((&told["problems"], &told["unproven"]), (&serde_json::json!([]), &serde_json::json!([])), "{told}");
+}
