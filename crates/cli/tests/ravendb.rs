@@ -627,3 +627,55 @@ fn a_drill_writes_a_dump_and_proves_every_kind_of_thing() {
     assert!(told["documents"].as_u64().unwrap() > 3000, "{told}");
     assert_eq!((&told["problems"], &told["unproven"]), (&serde_json::json!([]), &serde_json::json!([])), "{told}");
 }
+
+#[test]
+fn a_mirror_takes_attachments_of_any_size() {
+    let db = Raven::shared().database();
+    db.fill("Orders", "orders", 20);
+    let host = Host::ready();
+    let url = format!("{}?hold-tombstones=yes", db.url());
+    let log = fs::File::create(host.path("live.jsonl")).unwrap();
+    let args = ["copy", &url, "folder:live", "--only", "Orders", "--live", "--json"];
+    let mut live = host.command(&args).stdout(log).spawn().unwrap();
+    let said = || fs::read_to_string(host.path("live.jsonl")).unwrap();
+    let until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !is_so() {
+            assert!(start.elapsed().as_secs() < 180, "{what}: {}", said());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    until("it is in step", &|| said().contains("\"in-step\""));
+    for (document, size) in [("orders/3", 9 << 20), ("orders/4", 40 << 20)] {
+        let content = vec![size as u8 ^ 5; size];
+        db.attach(document, "large.bin", &content);
+        until("the attachment is there", &|| {
+            let is_it = |path: &std::path::Path| fs::metadata(path).is_ok_and(|m| m.len() == size as u64);
+            let found = walk(&host.path("live")).into_iter().find(|path| is_it(path));
+            found.is_some_and(|path| fs::read(path).unwrap() == content)
+        });
+    }
+    db.put("orders/1", r#"{"N":"last","@metadata":{"@collection":"Orders"}}"#);
+    until("the last change", &|| {
+        host.tree("live").values().any(|file| String::from_utf8_lossy(file).contains("\"last\""))
+    });
+    assert!(std::process::Command::new("kill").arg(live.id().to_string()).status().unwrap().success());
+    assert!(live.wait().unwrap().success());
+    // Nothing was scanned for them.
+    assert_eq!(said().matches("\"in-step\"").count(), 1, "{}", said());
+    assert!(!said().contains("\"gap\""), "{}", said());
+}
+
+/// All files in a folder.
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.path().is_dir() {
+                true => folders.push(entry.path()),
+                false => files.push(entry.path()),
+            }
+        }
+    }
+    files
+}

@@ -237,8 +237,8 @@ impl Told {
         if asks && contents::is_old(&self.server, id, &of.name, database, *etag).await? {
             return Ok(());
         }
-        if of.size > ATTACHMENT_INLINE {
-            let (name, mib) = (&of.name, ATTACHMENT_INLINE >> 20);
+        if of.size > self.store.largest() {
+            let (name, mib) = (&of.name, self.store.largest() >> 20);
             let text =
                 format!("the attachment {name} of {id} is new, and larger than the {mib} MiB that a change may carry");
             return Err(Error::new(ErrorKind::HistoryLost, text));
@@ -247,13 +247,17 @@ impl Told {
             return Ok(());
         }
         let content = match self.recent.get(&of.hash) {
-            Some(content) => content,
+            Some(content) => futures::stream::iter([Ok(content)]).boxed(),
             None => contents::fetch(&self.server, id, revision, &of).await?.ok_or_else(|| {
                 let text = format!("the attachment {} of {id} was replaced while it was read", of.name);
                 Error::new(ErrorKind::HistoryLost, text)
             })?,
         };
-        let stored = self.store.put(futures::stream::iter([Ok(content)]).boxed()).await?;
+        let stored = self.store.put(content).await?;
+        if stored.length != of.size {
+            let (name, length) = (&of.name, stored.length);
+            return Err(Error::corrupt(format!("the attachment {name} of {id} has {length} bytes, not {}", of.size)));
+        }
         let lower = lower(id);
         let key = of.key(&lower, revision);
         self.gather.push_attachment(collection, &key, Entry::of(&lower, revision, of), stored)
