@@ -26,6 +26,11 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// Whether everything is meant.
+    pub fn is_all(&self) -> bool {
+        self.only.is_empty() && self.exclude.is_empty() && !self.no_attachments
+    }
+
     /// Whether a collection with this name is meant, whole or in part.
     pub fn takes(&self, collection: &str) -> bool {
         let only = self.only.is_empty()
@@ -129,6 +134,8 @@ pub struct RestoreOptions {
     pub without_kinds: Vec<String>,
     /// What becomes of indexes that the target would build at once.
     pub indexes: Indexes,
+    /// Whether it is done only to prove that everything is there: nobody is going to use what is written.
+    pub only_proves: bool,
 }
 
 /// What becomes of restored indexes.

@@ -56,6 +56,11 @@ pub trait Sink: Send + Sync {
         false
     }
 
+    /// Whether it gives what only the engine's own server can look into back to that server.
+    fn takes_opaque(&self) -> bool {
+        false
+    }
+
     /// Whether it can do what [`RestoreOptions::as_new_revisions`] asks for.
     fn writes_new_revisions(&self) -> bool {
         false

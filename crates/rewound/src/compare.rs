@@ -1,5 +1,6 @@
 //! What the change log says, compared with a new scan: the two must be the same.
 
+use crate::opaque;
 use crate::progress::{Doing, Job};
 use futures::StreamExt;
 use model::{CollectionId, Description, EngineTime, Error, Gap, Result, Selection};
@@ -31,7 +32,10 @@ pub(crate) async fn log_with_scan(
     let points = job.stop.or(vault.points()).await?;
     let Some(old) = points.points.iter().find(|p| p.name.to_string() == *previous) else { return Ok(None) };
     let was_followed = log.from.order <= old.manifest.time.order && old.manifest.position.is_some();
-    if !was_followed || old.manifest.layers.iter().any(|l| l.run == manifest.run) {
+    if !was_followed
+        || opaque::is_opaque(vault, old).await?
+        || old.manifest.layers.iter().any(|l| l.run == manifest.run)
+    {
         return Ok(None);
     }
     job.phase(Doing::Proving, None, None);

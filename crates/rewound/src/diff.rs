@@ -1,7 +1,7 @@
 //! What changed between two times.
 
 use crate::choose::{self, PointChoice};
-use crate::opaque;
+use crate::opaque::Since;
 use crate::progress::{Doing, Job};
 use crate::registry;
 use crate::time::At;
@@ -42,6 +42,8 @@ impl Moment {
 #[derive(Debug)]
 pub struct Diff {
     states: [State; 2],
+    /// What is known of what has changed since the server made a backup itself, if both are on top of one.
+    since: Option<Since>,
     /// The source's engine.
     pub engine: Engine,
     /// The source's name.
@@ -103,9 +105,17 @@ impl Diff {
         }
         let older = resolve(job, vault, &points, &tag, from, &selection).await?;
         let newer = resolve(job, vault, &points, &tag, to, &selection).await?;
-        let description = &newer.point().manifest.source;
+        let states = [older, newer];
+        let since = job.stop.or(Since::of(vault, &states)).await?;
+        if since.is_some() {
+            job.note(
+                "both are on top of a backup that the database's server made itself, which cannot be looked into: this \
+                 is what has changed since, and what is told to be added may have been there",
+            );
+        }
+        let description = &states[1].point().manifest.source;
         let (engine, source) = (description.engine.clone(), description.name.clone());
-        Ok(Diff { states: [older, newer], engine, source })
+        Ok(Diff { states, since, engine, source })
     }
 
     /// The two times that are compared.
@@ -124,6 +134,11 @@ impl Diff {
         let mut counts = Counts::default();
         let mut differences = vault.diff(&self.states[0], &self.states[1], memory);
         while let Some(difference) = job.stop.or(differences.try_next()).await? {
+            let difference = match &self.since {
+                Some(since) => since.told(&self.states[1], difference),
+                None => Some(difference),
+            };
+            let Some(difference) = difference else { continue };
             counts.add(&difference);
             tell(&difference);
         }
@@ -147,13 +162,6 @@ async fn resolve(
     }
     let (state, notes) = job.stop.or(choose::state(vault, points, &choice, selection)).await?;
     notes.into_iter().for_each(|note| job.note(note));
-    if job.stop.or(opaque::is_opaque(vault, state.point())).await? {
-        return Err(opaque::error(format!(
-            "the point {} is a backup that the database's server made itself: nobody else can look into it, so \
-             nothing can be compared with it",
-            state.point().name.id()
-        )));
-    }
     Ok(state)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::checks;
 use crate::choose::{self, PointChoice};
+use crate::opaque;
 use crate::points::PointView;
 use crate::progress::Job;
 use crate::registry::{self, Reach, Target};
@@ -69,7 +70,12 @@ pub async fn drill(
     let mut reports = Vec::new();
     for (tag, (name, engine)) in sources {
         let began = job.seams.clock.now_millis();
-        let scratch = Scratch::open(into, &engine, &reach.clone(), job).await?;
+        let newest = points.of(&tag).max_by_key(|p| p.manifest.time);
+        let holds_files = match newest {
+            Some(newest) if registry::has_opaque(&engine) => job.stop.or(opaque::is_opaque(vault, newest)).await?,
+            _ => false,
+        };
+        let scratch = Scratch::open(into, &engine, holds_files, &reach.clone(), job).await?;
         let done = restore(job, vault, &tag, &scratch).await;
         let cleared = scratch.clear().await;
         let ended = job.seams.clock.now_millis();
@@ -104,7 +110,6 @@ pub async fn drill(
         if let Err(left) = cleared {
             job.note(format!("left behind in {}: {left}", report.target));
         }
-        let newest = points.of(&tag).max_by_key(|p| p.manifest.time);
         let mut check = Check::new(CheckKind::Drill, began, ended, report.problems.first().cloned());
         check.drilled = newest.map(|p| Drilled {
             source: tag.clone(),
@@ -128,7 +133,7 @@ struct Done {
 
 async fn restore(job: &Job, vault: &Vault, tag: &str, scratch: &Scratch) -> Result<Done> {
     let choice = PointChoice { source: Some(tag.to_owned()), ..PointChoice::default() };
-    let mut options = model::RestoreOptions::default();
+    let mut options = model::RestoreOptions { only_proves: true, ..model::RestoreOptions::default() };
     if let Home::Databases(databases) = &scratch.home {
         options.selection = Selection { exclude: vec!["admin.*".into()], ..Selection::default() };
         let points = job.stop.or(vault.points()).await?;
@@ -137,7 +142,11 @@ async fn restore(job: &Job, vault: &Vault, tag: &str, scratch: &Scratch) -> Resu
         let names = catalog.collections.iter().map(|c| c.info.name.as_str());
         options.rename = databases.renamed(names.filter(|n| options.selection.takes(n)))?;
     }
-    let restore = Restore::prepare(job, vault, scratch.target.clone(), &choice, options, None).await?;
+    let mut target = scratch.target.clone();
+    if scratch.holds_files {
+        target.sink = Arc::new(opaque::FilesOnly::new(target.sink));
+    }
+    let restore = Restore::prepare(job, vault, target, &choice, options, None).await?;
     let mut unproven: Vec<String> = restore.plan.losses.iter().map(|l| format!("{}: {}", l.what, l.why)).collect();
     // Nothing is at stake in scratch: what it cannot hold is said, and the rest is proven.
     let report = restore.run(job, Consent { allow_loss: true, verify: true }).await?;
@@ -157,6 +166,8 @@ struct Scratch {
     /// For people.
     shown: String,
     home: Home,
+    /// Whether what it gets are files that the engine's server made.
+    holds_files: bool,
 }
 
 enum Home {
@@ -169,15 +180,20 @@ enum Home {
 }
 
 impl Scratch {
-    async fn open(into: Option<&str>, engine: &Engine, reach: &Reach, job: &Job) -> Result<Scratch> {
+    async fn open(into: Option<&str>, engine: &Engine, holds_files: bool, reach: &Reach, job: &Job) -> Result<Scratch> {
         let Some(url) = into else {
             let folder = tempfile::Builder::new().prefix("rewound-drill-").tempdir();
             let folder = folder.map_err(|e| Error::io("making a temporary folder", e))?;
             // In the engine's own format, so that every byte can be compared.
-            let scheme = if engine.0 == "mongodb" { "mongodump" } else { "folder" };
+            let scheme = match engine.0.as_str() {
+                "mongodb" => "mongodump",
+                "ravendb" if !holds_files => "ravendbdump",
+                _ => "folder",
+            };
             let path = folder.path().join("scratch");
             let target = registry::target(&format!("{scheme}:{}", path.display()), reach)?;
-            return Ok(Scratch { target, shown: "a temporary folder".into(), home: Home::Temporary(folder) });
+            let shown = "a temporary folder".into();
+            return Ok(Scratch { target, shown, home: Home::Temporary(folder), holds_files });
         };
         let shown = registry::without_secret(url);
         let target = registry::target(url, reach)?;
@@ -193,7 +209,7 @@ impl Scratch {
                 ));
             }
         };
-        Ok(Scratch { target, shown, home })
+        Ok(Scratch { target, shown, home, holds_files })
     }
 
     /// Takes away what the drill made, and nothing else.

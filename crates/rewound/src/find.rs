@@ -13,7 +13,6 @@ use model::{
     AttachmentStore, Batch, BatchBuilder, Description, Engine, Error, ErrorKind, HashingStore, IfExists, Kind,
     RestoreOptions, Result, ScanItem, Selection,
 };
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -65,6 +64,15 @@ pub async fn find(vault: &Vault, collection: &str, key: &str, source: Option<&st
     for version in &mut versions {
         version.deleted |= registry::is_deletion(&version.engine, &version.body);
     }
+    // A deletion that the log told, and that a scan saw again, is one: the older.
+    let told_again = |i: usize, all: &[Version]| {
+        let of = |v: &Version| (v.tag.clone(), v.key.clone());
+        let before = all[i + 1..].iter().find(|v| of(v) == of(&all[i]));
+        registry::has_opaque(&all[i].engine) && all[i].deleted && before.is_some_and(|v| v.deleted)
+    };
+    let again: Vec<bool> = (0..versions.len()).map(|i| told_again(i, &versions)).collect();
+    let mut again = again.into_iter();
+    versions.retain(|_| !again.next().unwrap_or(false));
     if versions.is_empty() {
         return Err(Error::missing(format!("no point has a document {key} in a collection {collection}"))
             .hint("check the names of collection and key: for a folder, the name of the file without .json; for MongoDB, DATABASE.COLLECTION and the _id, as Extended JSON if it is no plain text"));
@@ -107,6 +115,9 @@ pub async fn bring_back(
     if_exists: IfExists,
 ) -> Result<Written> {
     job.phase(Doing::Checking, None, None);
+    if version.deleted && registry::has_opaque(&version.engine) {
+        return Err(is_deletion(key));
+    }
     let info = (*version.collection).clone();
     // Where an old revision would lose against what came after it, what it says becomes a new one.
     let anew = target.sink.writes_new_revisions();
@@ -140,8 +151,7 @@ pub async fn bring_back(
         see(&mut wanted, &target, batch, version);
     }
     if wanted.body.is_none() {
-        return Err(Error::missing(format!("this version of document {key} is a deletion"))
-            .hint("choose an older one; `rewound find` without --restore lists all versions"));
+        return Err(is_deletion(key));
     }
     let differs = now.body.is_some() && now != wanted;
     if differs && if_exists == IfExists::Fail {
@@ -169,6 +179,11 @@ pub async fn bring_back(
     proof.took = began.elapsed();
     written.proof = Some(proof);
     Ok(written)
+}
+
+fn is_deletion(key: &str) -> Error {
+    Error::missing(format!("this version of document {key} is a deletion"))
+        .hint("choose an older one; `rewound find` without --restore lists all versions")
 }
 
 /// Selects one document of a collection.
@@ -203,11 +218,7 @@ async fn read(job: &Job, target: &Target, name: &str, key: &str, version: &Versi
 /// Notes what a batch tells of the document. What a target makes anew of it, such as revisions, is no
 /// part of what it is.
 fn see(there: &mut There, target: &Target, batch: &Batch, version: &Version) {
-    let provable = match target.sink.writes_new_revisions() {
-        true => target.sink.provable(batch),
-        false => Some(Cow::Borrowed(batch)),
-    };
-    let Some(batch) = provable.filter(|batch| !batch.kind.is_tombstone()) else { return };
+    let Some(batch) = target.sink.provable(batch).filter(|batch| !batch.kind.is_tombstone()) else { return };
     for i in 0..batch.len() {
         if let Some(content) = batch.attachments.get(i) {
             there.attachments.insert(batch.key_of(i).to_vec(), content.digest);

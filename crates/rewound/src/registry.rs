@@ -1,7 +1,7 @@
 //! What a URL means: the one table of engines, and how vaults are opened.
 
 use couch::dump::Form;
-use model::{CollectionInfo, Encoding, Engine, Error, ErrorKind, Patcher, Result, Sink, Source};
+use model::{CollectionInfo, Encoding, Engine, Error, ErrorKind, Patcher, Position, Result, Sink, Source};
 use mongo::dump::{DumpSink, DumpSource};
 use mongo::jobflow::{JobflowSink, JobflowSource, Project};
 pub use raven::{Native, NativeKind, Tombstones};
@@ -234,7 +234,11 @@ pub fn patcher(engine: &Engine) -> Option<Arc<dyn Patcher>> {
 
 /// Whether a body is what an engine keeps of a deleted document.
 pub fn is_deletion(engine: &Engine, body: &[u8]) -> bool {
-    engine.0 == "couchdb" && couch::is_deletion(body)
+    match engine.0.as_str() {
+        "couchdb" => couch::is_deletion(body),
+        "ravendb" => raven::is_deletion(body),
+        _ => false,
+    }
 }
 
 /// Whether an engine has collections that only its own server can look into.
@@ -246,6 +250,17 @@ pub fn has_opaque(engine: &Engine) -> bool {
 /// them.
 pub fn is_opaque(engine: &Engine, info: &CollectionInfo) -> bool {
     has_opaque(engine) && raven::is_native(info)
+}
+
+/// Whether changes from a position on go on top of what only the engine's own server can look into.
+pub fn is_on_opaque(engine: &Engine, position: &Position) -> bool {
+    has_opaque(engine) && raven::is_on_native(position)
+}
+
+/// The kind space of what an entry says to be deleted from what only the engine's own server can look into; none if
+/// it says nothing of that.
+pub fn space_of_deletion(engine: &Engine, space: &str, key: &[u8]) -> Option<&'static str> {
+    if has_opaque(engine) { raven::space_of_deletion(space, key) } else { None }
 }
 
 /// A key for people.

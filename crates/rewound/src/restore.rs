@@ -2,6 +2,7 @@
 
 use crate::choose::{self, PointChoice};
 use crate::expiring;
+use crate::opaque;
 use crate::points::PointView;
 use crate::progress::{Doing, Job};
 use crate::registry::Target;
@@ -114,6 +115,7 @@ impl Restore {
         transfer::check_new_revisions(&*target.sink, &options)?;
         let description = state.description();
         transfer::check_kinds(&options, &*target.sink)?;
+        opaque::check(&description, &*target.sink, &options)?;
         let mut plan = job.stop.or(target.sink.prepare(&description, &options)).await?;
         plan.losses.extend(translate::losses(&description.engine, &*target.sink));
         if options.if_exists == IfExists::Replace {

@@ -9,6 +9,7 @@ use crate::lanes::{Lane, Lanes};
 use crate::parts::Scan;
 use crate::pending::Mark;
 use crate::progress::{Doing, Job, Progress};
+use crate::registry;
 use crate::scan::{Scanned, Scanner};
 use crate::space::{self, Room};
 use crate::stop::Stop;
@@ -222,19 +223,48 @@ impl<'a> Round<'a> {
                         ));
                     }
                     way.scan = full || grown;
-                    way.follow = Some(Mark { position, time: last.time, collections: Arc::new(collections) });
+                    // What is told on top of a backup that the server made itself is of no use on a scan.
+                    if !way.scan || !self.is_on_opaque(&collections) {
+                        way.follow = Some(Mark { position, time: last.time, collections: Arc::new(collections) });
+                    }
                 }
                 Some(Err(gap)) => way.gap.clone_from(gap),
                 None => {}
             }
             self.ways[i] = way;
         }
+        self.part_ways();
         Ok(())
+    }
+
+    /// All vaults are given the same feed, from where the last of them stands; on top of a backup that the server
+    /// made itself it tells of deletions in another way. So such a vault goes on only with those that stand at the
+    /// same place.
+    fn part_ways(&mut self) {
+        let positions: HashSet<_> = self.ways.iter().filter_map(|w| w.follow.as_ref()).map(|m| &m.position.0).collect();
+        if positions.len() < 2 {
+            return;
+        }
+        for i in 0..self.ways.len() {
+            let is_on_opaque = self.ways[i].follow.as_ref().is_some_and(|m| self.is_on_opaque(&m.collections));
+            if is_on_opaque {
+                self.job.note(format!(
+                    "{}: its last point is on top of a backup that the database's server made itself, and the other \
+                     vaults stand elsewhere: everything is scanned; back it up by itself to have only the changes read",
+                    self.lanes.lanes[i].url
+                ));
+                (self.ways[i].follow, self.ways[i].scan) = (None, true);
+            }
+        }
     }
 
     /// Whether changes of exactly these collections go on to be told.
     fn is_followed(&self, collections: &[CollectionInfo]) -> bool {
         collections.iter().all(|c| self.selection.takes(&c.name) && self.selection.takes_all_of(&c.name))
+    }
+
+    fn is_on_opaque(&self, collections: &[CollectionInfo]) -> bool {
+        collections.iter().any(|c| registry::is_opaque(&self.description.engine, c))
     }
 
     /// Asks the source whether changes can be read from a place; if not, what was lost.
@@ -268,6 +298,10 @@ impl<'a> Round<'a> {
     /// left them out, or the feed does not tell of them. Only a scan gives them.
     fn look_for_strangers(&mut self, follower: &Follower<'_>) {
         for (i, mark) in follower.marks() {
+            // What is in a backup that the server made itself need not be told of before it changes.
+            if self.is_on_opaque(&mark.collections) {
+                continue;
+            }
             let known: HashSet<_> = mark.collections.iter().map(|c| &c.id).collect();
             let mut there = self.description.collections.iter().filter(|c| self.selection.takes(&c.name));
             if let Some(stranger) = there.find(|c| !known.contains(&c.id) && !follower.has_seen(&c.id)) {

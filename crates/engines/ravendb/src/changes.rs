@@ -4,6 +4,7 @@ use crate::catalog;
 use crate::dump::Reader;
 use crate::gather::{DATABASE, Gather, Route, collection_id};
 use crate::increment::{Increment, Nothing, Owned, Taker};
+use crate::native;
 use crate::server::{Server, Stats};
 use crate::told::Since;
 use crate::wake::Wake;
@@ -11,7 +12,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
     AttachmentStore, Batch, ChangeBatch, ChangeItem, ChangeStream, Clock, EngineTime, Error, ErrorKind, Following, Gap,
-    HashingStore, Position, Result, Selection, SystemClock, Until,
+    InlineStore, Position, Result, Selection, SystemClock, Until,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -45,6 +46,16 @@ pub(crate) struct Place {
     /// How many things documents own; none if that is not known of this very etag.
     #[serde(default)]
     owned: Option<Owned>,
+    /// What the changes go on top of, if that is a backup that the server made itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base: Option<Base>,
+}
+
+/// A backup that the server made itself, as what changes go on top of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Base {
+    /// Whether what belongs to the database itself was told since: the server wants it with any changes.
+    own: bool,
 }
 
 /// What can be read from a place on.
@@ -68,7 +79,18 @@ impl Place {
             read: 0,
             own: None,
             owned: Some(Owned::of(stats)),
+            base: None,
         }
+    }
+
+    /// The same, before the server itself makes a backup, of a database to which this belongs (hashed).
+    pub fn before_native(stats: &Stats, hold: u64, own: String) -> Place {
+        Place { own: Some(own), base: Some(Base { own: false }), ..Place::at(stats, hold) }
+    }
+
+    /// Whether the changes go on top of a backup that the server made itself.
+    pub fn is_on_native(&self) -> bool {
+        self.base.is_some()
     }
 
     pub fn of(position: &Position) -> Result<Place> {
@@ -89,6 +111,7 @@ impl Place {
             selection: from.selection.clone(),
             store,
             known: from.collections.iter().map(|c| c.name.clone()).collect(),
+            marks: self.is_on_native(),
         }
     }
 
@@ -99,7 +122,7 @@ impl Place {
         }
         let (position, collections) = (self.position()?, Vec::new());
         let from = Following { position, time: EngineTime::ZERO, collections, selection: selection.clone() };
-        let increment = self.increment(server, &from, Arc::new(HashingStore));
+        let increment = self.increment(server, &from, Arc::new(InlineStore));
         match increment.read(&mut Nothing, true).await {
             Ok(_) => Ok(None),
             Err(e) if e.kind() == ErrorKind::HistoryLost => Ok(Some(e.message().to_owned())),
@@ -186,7 +209,9 @@ impl Feed {
                 Verdict::Lost(why) => return Err(Error::new(ErrorKind::HistoryLost, why)),
             }
             let due = compared.is_none_or(|at| at.elapsed() >= ASK_DATABASE);
+            let mut has_told = false;
             if stats.etag() > self.place.etag {
+                has_told = true;
                 match self.read().await {
                     Err(e) if e.kind() == ErrorKind::HistoryLost => {
                         return self.needs_scan(e.message().to_owned()).await;
@@ -196,9 +221,13 @@ impl Feed {
             } else {
                 self.tick();
             }
-            if due && self.from.selection.takes(DATABASE) {
-                self.compare_own().await?;
+            let is_owed = has_told && self.place.base.is_some_and(|base| !base.own);
+            if (due || is_owed) && self.from.selection.takes(DATABASE) {
+                has_told |= self.compare_own(is_owed).await?;
                 compared = Some(Instant::now());
+            }
+            if has_told && self.place.is_on_native() {
+                self.count().await?;
             }
             self.commit().await?;
             if until == Until::Now {
@@ -243,7 +272,7 @@ impl Feed {
         let id = batch.collection.clone();
         if !self.known.contains(&id) {
             if batch.kind.is_tombstone() {
-                // Nothing of it was ever read.
+                // Nothing of it was ever read, or what the server made itself is told of by a mark.
                 return Ok(());
             }
             if !self.names.contains_key(&id) {
@@ -255,21 +284,35 @@ impl Feed {
                 return Ok(());
             }
             self.known.insert(id.clone());
-            let info = catalog::info(&name);
-            self.give(ChangeItem::Catalog { info: Some(info), collection: id, time: self.time }).await?;
+            let (info, collection, time) = (catalog::info(&name), id, self.time);
+            if self.place.is_on_native() {
+                // What older scans of the vault have of it is not part of the server's backup.
+                self.give(ChangeItem::Catalog { info: None, collection: collection.clone(), time }).await?;
+                self.give(ChangeItem::Catalog { info: Some(info), collection, time }).await?;
+                self.tick();
+            } else {
+                self.give(ChangeItem::Catalog { info: Some(info), collection, time }).await?;
+            }
         }
         let times = vec![self.time; batch.len()];
         self.give(ChangeItem::Batch(ChangeBatch { batch, times })).await
     }
 
-    /// What belongs to the database itself comes as a whole, if it has changed.
-    async fn compare_own(&mut self) -> Result<()> {
+    /// The numbers of the database, by which a restore on top of the server's own backup is checked.
+    async fn count(&mut self) -> Result<()> {
+        let stats = self.server.must_stats().await?;
+        let batch = native::counts(&stats, stats.etag() == self.place.etag)?;
+        self.give_batch(batch).await
+    }
+
+    /// What belongs to the database itself comes as a whole, if it has changed or is owed; whether it came.
+    async fn compare_own(&mut self, is_owed: bool) -> Result<bool> {
+        let own = own(&self.server).await?;
+        if self.place.own.as_ref() == Some(&own) && !is_owed {
+            return Ok(false);
+        }
         let build = self.server.build().await?;
         let types = catalog::of_database(&build);
-        let own = hashed(Reader::new(self.server.export(&build, types, None, None).await?)).await?;
-        if self.place.own.as_ref() == Some(&own) {
-            return Ok(());
-        }
         let mut reader = Reader::new(self.server.export(&build, types, None, None).await?);
         let mut gather = Gather::new(Route::Only(DATABASE.into()), self.from.selection.clone(), self.store.clone());
         let info = catalog::info(DATABASE);
@@ -288,9 +331,17 @@ impl Feed {
         for batch in gather.finish() {
             self.give_batch(batch).await?;
         }
+        self.known.insert(collection_id(DATABASE));
         self.place.own = Some(own);
-        Ok(())
+        self.place.base = self.place.base.map(|_| Base { own: true });
+        Ok(true)
     }
+}
+
+/// What belongs to a database itself, hashed.
+pub(crate) async fn own(server: &Server) -> Result<String> {
+    let build = server.build().await?;
+    hashed(Reader::new(server.export(&build, catalog::of_database(&build), None, None).await?)).await
 }
 
 /// The hash of all items of a dump.
@@ -319,7 +370,7 @@ mod tests {
     #[test]
     fn a_place_is_gone_on_from_only_if_nothing_can_be_missed() {
         let now = stats(r#"{"DatabaseId":"d","LastDatabaseEtag":9}"#);
-        let place = Place { database: "d".into(), etag: 7, hold: 3, read: 0, own: None, owned: None };
+        let place = Place { database: "d".into(), etag: 7, hold: 3, read: 0, own: None, owned: None, base: None };
         assert_eq!(Place::of(&place.position().unwrap()).unwrap(), place);
         assert_eq!(place.judge(&now, Some(3)), Verdict::GoesOn);
         assert!(matches!(place.judge(&now, None), Verdict::Compare(_)));

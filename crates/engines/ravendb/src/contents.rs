@@ -6,8 +6,8 @@ use crate::keys::SEPARATOR;
 use crate::metadata::Attached;
 use crate::server::Server;
 use bytes::Bytes;
-use model::limits::ATTACHMENT_INLINE;
-use model::{Error, ErrorKind, Result};
+use futures::{StreamExt, TryStreamExt};
+use model::{AttachmentStream, ErrorKind, Result};
 use reqwest::Method;
 use std::collections::{HashMap, VecDeque};
 
@@ -56,14 +56,14 @@ pub(crate) async fn is_old(server: &Server, id: &str, name: &str, database: &str
     Ok(etag_in(vector.trim_matches('"'), database).is_some_and(|is| is <= etag))
 }
 
-/// The content of an attachment of a document, or of one of its revisions; none if the server no longer
-/// has that very one.
+/// The content of an attachment of a document, or of one of its revisions, as it comes; none if the server no
+/// longer has that very one.
 pub(crate) async fn fetch(
     server: &Server,
     id: &str,
     revision: Option<&str>,
     attached: &Attached,
-) -> Result<Option<Bytes>> {
+) -> Result<Option<AttachmentStream>> {
     let query = [("id", id), ("name", &attached.name)];
     let request = match revision {
         None => server.of_database(Method::GET, &["attachments"], &query)?,
@@ -77,19 +77,10 @@ pub(crate) async fn fetch(
         other => other?,
     };
     let hash = answer.headers().get("Attachment-Hash").and_then(|v| v.to_str().ok()).map(str::to_owned);
-    if hash.as_deref() != Some(&attached.hash) || answer.content_length().is_some_and(|n| n > ATTACHMENT_INLINE) {
+    if hash.as_deref() != Some(&attached.hash) || answer.content_length().is_some_and(|n| n != attached.size) {
         return Ok(None);
     }
-    let content = answer.bytes().await.map_err(|e| crate::refusal::network(doing, e))?;
-    match content.len() as u64 == attached.size {
-        true => Ok(Some(content)),
-        false => Err(Error::corrupt(format!(
-            "the attachment {} of {id} has {} bytes, not {}",
-            attached.name,
-            content.len(),
-            attached.size
-        ))),
-    }
+    Ok(Some(answer.bytes_stream().map_err(move |e| crate::refusal::network(doing, e)).boxed()))
 }
 
 /// The etag in a database that a change vector holds.

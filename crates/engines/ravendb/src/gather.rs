@@ -73,6 +73,20 @@ pub(crate) struct Tombstone {
 }
 
 impl Tombstone {
+    /// As the server tells it.
+    pub fn of(body: &[u8]) -> Result<Tombstone> {
+        parse(body, "a tombstone")
+    }
+
+    /// The kind space of what was deleted.
+    pub fn space(&self) -> &'static str {
+        match self.kind.as_str() {
+            "Attachment" => Kind::Attachment.space(),
+            "Revision" => Kind::Revision.space(),
+            _ => Kind::Document.space(),
+        }
+    }
+
     /// The collection of what was deleted.
     pub fn collection(&self) -> &str {
         self.collection.as_deref().filter(|c| !c.is_empty()).unwrap_or(metadata::EMPTY)
@@ -110,6 +124,8 @@ pub(crate) struct Gather {
     counted: Owners,
     /// Whether what came is changes, so that what is gone is a deletion.
     pub tells_deletions: bool,
+    /// Whether segments of time series without values are kept: they delete what an older backup has.
+    pub keeps_empty: bool,
     /// What newer files of a chain say, where there is one.
     pub newer: Option<Newer>,
     builders: Vec<(CollectionId, Kind, BatchBuilder)>,
@@ -129,6 +145,7 @@ impl Gather {
             owners: Arc::default(),
             counted: Owners::default(),
             tells_deletions: false,
+            keeps_empty: false,
             newer: None,
             builders: Vec::new(),
             ready: Vec::new(),
@@ -285,7 +302,7 @@ impl Gather {
             return Ok(());
         }
         let name = self.name(&collection);
-        if is_empty(blob) {
+        if is_empty(blob) && !self.keeps_empty {
             match self.tells_deletions {
                 true => self.owned(&name, Kind::tombstone_of(Kind::TimeSeries.space()), &key, b""),
                 // Older files may have it with values.
@@ -309,7 +326,7 @@ impl Gather {
     }
 
     fn tombstone(&mut self, body: &[u8]) -> Result<()> {
-        let tombstone: Tombstone = parse(body, "a tombstone")?;
+        let tombstone = Tombstone::of(body)?;
         // A dump as a source is a state: what it says to be deleted is not there.
         if let Some(newer) = &mut self.newer {
             newer.deleted(&tombstone);

@@ -44,6 +44,8 @@ pub(crate) struct Increment {
     pub store: Arc<dyn AttachmentStore>,
     /// The names of the collections that are known.
     pub known: Vec<String>,
+    /// Whether deletions are told as entries of their own, for what only the server can look into.
+    pub marks: bool,
 }
 
 /// Where an increment ends.
@@ -84,6 +86,9 @@ impl Increment {
         let mut reader = Reader::new(input);
         let (server, since) = (self.server.clone(), self.since.clone());
         let mut told = Told::new(server, since, self.selection, self.store, self.known, dry);
+        if self.marks {
+            told.mark_deletions();
+        }
         let (mut last, mut bytes) = (before, 0);
         while let Some(event) = reader.next().await? {
             if let Event::Item(item) = &event {
@@ -91,7 +96,8 @@ impl Increment {
                 bytes += item.body.len() as u64;
             }
             for batch in told.take(&mut reader, event).await? {
-                bytes += batch.attachments.iter().map(|a| a.length).sum::<u64>();
+                // Others are where they stay already.
+                bytes += batch.attachments.iter().filter(|a| a.is_inline()).map(|a| a.length).sum::<u64>();
                 taker.take(batch).await?;
             }
             if bytes > MOST {

@@ -11,6 +11,7 @@ mod hold;
 mod increment;
 pub mod keys;
 mod maker;
+mod marks;
 mod members;
 mod metadata;
 mod native;
@@ -27,7 +28,8 @@ mod upload;
 mod wake;
 
 pub use dump::{DumpSink, DumpSource};
-pub use native::{Native, NativeKind, NativeSink, NativeSource, is_native};
+pub use marks::{is_deletion, space_of_deletion};
+pub use native::{Native, NativeKind, NativeSink, NativeSource, is_native, is_on_native};
 pub use server::{Server, Tombstones};
 pub use sink::RavenSink;
 pub use source::RavenSource;

@@ -42,6 +42,22 @@ impl RavenSource {
         RavenSource { server }
     }
 
+    /// The database's numbers, and the task that holds tombstones: as the user wants it.
+    pub(crate) async fn stand(&self) -> Result<(Stats, Option<u64>)> {
+        let (_, stats) = self.look().await?;
+        let hold = match self.server.wanted_tombstones()? {
+            Tombstones::Hold => Some(hold::begin(&self.server).await?),
+            Tombstones::AsBefore => hold::task(&self.server).await?,
+            Tombstones::Release => {
+                hold::end(&self.server).await?;
+                None
+            }
+        };
+        // Numbers from before the hold would promise tombstones that may be gone.
+        let stats = if hold.is_some() { self.server.must_stats().await? } else { stats };
+        Ok((stats, hold))
+    }
+
     async fn look(&self) -> Result<(Build, Stats)> {
         let build = self.server.build().await?;
         Ok((build, self.server.must_stats().await?))
@@ -111,37 +127,30 @@ impl Source for RavenSource {
     }
 
     async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan> {
-        let (_, stats) = self.look().await?;
-        let hold = match self.server.wanted_tombstones()? {
-            Tombstones::Hold => Some(hold::begin(&self.server).await?),
-            Tombstones::AsBefore => hold::task(&self.server).await?,
-            Tombstones::Release => {
-                hold::end(&self.server).await?;
-                None
-            }
-        };
-        // Numbers from before the hold would promise tombstones that may be gone.
-        let stats = if hold.is_some() { self.server.must_stats().await? } else { stats };
+        let (stats, hold) = self.stand().await?;
         let last = last.and_then(|last| Some((last, last.position.clone()?)));
         let Some((last, from)) = last else { return self.scan(selection, &stats, hold).await };
         let place = Place::of(&from)?;
-        match place.judge(&stats, hold) {
-            changes::Verdict::GoesOn => match place.untold(&self.server, &stats, selection).await? {
-                None => Ok(Plan::Changes { from }),
-                Some(why) => {
-                    tracing::info!("everything is read and compared: {why}");
-                    self.scan(selection, &stats, hold).await
-                }
-            },
-            changes::Verdict::Compare(why) => {
-                tracing::info!("everything is read and compared: {why}");
-                self.scan(selection, &stats, hold).await
+        let compare = match place.judge(&stats, hold) {
+            changes::Verdict::GoesOn if place.is_on_native() && !selection.is_all() => {
+                "the server's own backup is of the whole database".to_owned()
             }
+            changes::Verdict::GoesOn => match place.untold(&self.server, &stats, selection).await? {
+                None => return Ok(Plan::Changes { from }),
+                Some(why) => why,
+            },
+            changes::Verdict::Compare(why) => why,
             changes::Verdict::Lost(why) => {
                 let then = self.scan(selection, &stats, hold).await?;
-                Ok(Plan::Gap { gap: Gap { from: last.time, to: None, why }, then: Box::new(then) })
+                return Ok(Plan::Gap { gap: Gap { from: last.time, to: None, why }, then: Box::new(then) });
             }
+        };
+        match place.is_on_native() {
+            // It cannot be compared with anything: the user waits for a scan, and pays for its room.
+            true => tracing::warn!("everything is read, and stored beside the backup that the server made: {compare}"),
+            false => tracing::info!("everything is read and compared: {compare}"),
         }
+        self.scan(selection, &stats, hold).await
     }
 
     async fn read_together(&self, parts: &[Part], attachments: Arc<dyn AttachmentStore>) -> Result<Option<ScanStream>> {

@@ -9,6 +9,7 @@ use crate::contents::{self, Recent, owner};
 use crate::dump::{Event, Item, Reader, parse};
 use crate::gather::{Entry, Gather, Head, Owners, Route, SEGMENT_MAX, Tombstone, hash_bytes};
 use crate::keys::{self, lower};
+use crate::marks;
 use crate::metadata::{Attached, Metadata};
 use crate::server::Server;
 use bytes::Bytes;
@@ -44,6 +45,8 @@ pub(crate) struct Told {
     no_attachments: bool,
     /// Whether it is only to be found out if everything can be told.
     dry: bool,
+    /// Whether deletions are told as entries of their own.
+    marks: bool,
     gather: Gather,
     recent: Recent,
     /// The collections that are known by name.
@@ -55,8 +58,8 @@ pub(crate) struct Told {
     revisions: Owners,
     /// Keys of attachments by their documents.
     attached: HashMap<String, Vec<String>>,
-    /// Keys of attachments that were deleted.
-    detached: Vec<String>,
+    /// Keys of attachments that were deleted, and how the server tells it.
+    detached: Vec<(String, Bytes)>,
     /// Counters, with their keys, until it is known where they belong.
     counters: Vec<(String, Bytes)>,
     /// Groups of counters by document: how many, and whether any may be new.
@@ -95,6 +98,7 @@ impl Told {
             store,
             no_attachments,
             dry,
+            marks: false,
             gather,
             recent: Recent::default(),
             known,
@@ -109,6 +113,13 @@ impl Told {
         }
     }
 
+    /// Tells deletions as entries of their own: what was there is in a backup that only the server can
+    /// look into, so that nothing could be taken away from it.
+    pub fn mark_deletions(&mut self) {
+        self.marks = true;
+        self.gather.keeps_empty = true;
+    }
+
     /// Takes the next event of an export.
     pub async fn take(&mut self, reader: &mut Reader, event: Event) -> Result<Vec<Batch>> {
         if let Event::Item(item) = event {
@@ -120,7 +131,7 @@ impl Told {
     /// The rest, as nothing more comes.
     pub async fn finish(&mut self) -> Result<Vec<Batch>> {
         self.place_counters().await?;
-        for key in std::mem::take(&mut self.detached) {
+        for (key, body) in std::mem::take(&mut self.detached) {
             let found = owner(&key).map(|(id, revision)| {
                 let of_revision = revision.and_then(|vector| self.revisions.of(vector));
                 let mut all: Vec<&str> =
@@ -134,6 +145,7 @@ impl Told {
             })?;
             for collection in collections {
                 self.drop_attachment(&collection, &key);
+                self.mark(&collection, &key, &body);
             }
         }
         for (id, (count, is_new)) in std::mem::take(&mut self.groups) {
@@ -148,6 +160,12 @@ impl Told {
     fn drop_attachment(&mut self, collection: &str, key: &str) {
         let kind = Kind::tombstone_of(Kind::Attachment.space());
         self.gather.push(collection, kind, key.as_bytes(), b"");
+    }
+
+    fn mark(&mut self, collection: &str, key: &str, body: &[u8]) {
+        if self.marks {
+            self.gather.push(collection, marks::kind(), key.as_bytes(), body);
+        }
     }
 
     async fn item(&mut self, reader: &mut Reader, item: Item) -> Result<()> {
@@ -167,7 +185,7 @@ impl Told {
                 Ok(())
             }
             (kind @ (Kind::Document | Kind::Revision), None) => self.document(kind, &item).await,
-            (Kind::Tombstone, None) => self.tombstone(&item.body),
+            (Kind::Tombstone, None) => self.tombstone(item.body),
             (Kind::Counter, None) => {
                 let key = keys::of_item(&item.body)?;
                 let id = key.split(keys::SEPARATOR).next().unwrap_or_default().to_owned();
@@ -219,8 +237,8 @@ impl Told {
         if asks && contents::is_old(&self.server, id, &of.name, database, *etag).await? {
             return Ok(());
         }
-        if of.size > ATTACHMENT_INLINE {
-            let (name, mib) = (&of.name, ATTACHMENT_INLINE >> 20);
+        if of.size > self.store.largest() {
+            let (name, mib) = (&of.name, self.store.largest() >> 20);
             let text =
                 format!("the attachment {name} of {id} is new, and larger than the {mib} MiB that a change may carry");
             return Err(Error::new(ErrorKind::HistoryLost, text));
@@ -229,27 +247,34 @@ impl Told {
             return Ok(());
         }
         let content = match self.recent.get(&of.hash) {
-            Some(content) => content,
+            Some(content) => futures::stream::iter([Ok(content)]).boxed(),
             None => contents::fetch(&self.server, id, revision, &of).await?.ok_or_else(|| {
                 let text = format!("the attachment {} of {id} was replaced while it was read", of.name);
                 Error::new(ErrorKind::HistoryLost, text)
             })?,
         };
-        let stored = self.store.put(futures::stream::iter([Ok(content)]).boxed()).await?;
+        let stored = self.store.put(content).await?;
+        if stored.length != of.size {
+            let (name, length) = (&of.name, stored.length);
+            return Err(Error::corrupt(format!("the attachment {name} of {id} has {length} bytes, not {}", of.size)));
+        }
         let lower = lower(id);
         let key = of.key(&lower, revision);
         self.gather.push_attachment(collection, &key, Entry::of(&lower, revision, of), stored)
     }
 
-    fn tombstone(&mut self, body: &[u8]) -> Result<()> {
-        let tombstone: Tombstone = parse(body, "a tombstone")?;
+    fn tombstone(&mut self, body: Bytes) -> Result<()> {
+        let tombstone = Tombstone::of(&body)?;
         let collection = tombstone.collection();
         match tombstone.kind.as_str() {
             "Document" => {
                 let id = lower(&tombstone.key);
                 self.seen.documents += 1;
                 self.gone.add(&id, collection);
-                self.gather.push(collection, Kind::Tombstone, id.as_bytes(), b"");
+                match self.marks {
+                    true => self.gather.push(collection, Kind::Document, id.as_bytes(), &marks::of_document(&body)),
+                    false => self.gather.push(collection, Kind::Tombstone, id.as_bytes(), b""),
+                }
                 // It is in another collection now: what it had before and has again is not told.
                 for key in self.attached.get(&id).cloned().unwrap_or_default() {
                     self.drop_attachment(collection, &key);
@@ -260,13 +285,14 @@ impl Told {
                 self.revisions.add(vector, collection);
                 let kind = || Kind::tombstone_of(Kind::Revision.space());
                 self.gather.push(collection, kind(), vector.as_bytes(), b"");
+                self.mark(collection, vector, &body);
                 if self.known.len() <= LOOKED_IN {
                     for other in self.known.iter().filter(|other| lower(other) != lower(collection)) {
                         self.gather.push(other, kind(), vector.as_bytes(), b"");
                     }
                 }
             }
-            "Attachment" if !self.no_attachments => self.detached.push(tombstone.key),
+            "Attachment" if !self.no_attachments => self.detached.push((tombstone.key, body)),
             _ => {}
         }
         Ok(())

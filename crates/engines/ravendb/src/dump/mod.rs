@@ -15,4 +15,5 @@ pub use source::DumpSource;
 
 pub(crate) use parser::{Event, Item, parse};
 pub(crate) use reader::{Input, Reader};
+pub(crate) use sink::Target;
 pub(crate) use write::{Compressor, Writer, attachment_head};

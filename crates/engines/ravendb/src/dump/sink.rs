@@ -84,20 +84,35 @@ impl Sink for DumpSink {
     }
 
     async fn begin(&self, _: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
-        let unfinished = self.unfinished();
-        let doing = format!("making {}", unfinished.display());
-        let file = tokio::fs::File::create(&unfinished).await.map_err(|e| Error::io(doing, e))?;
+        let target = Target::create(self.unfinished()).await?;
         let build = self.build.lock().unwrap_or_else(|e| e.into_inner()).unwrap_or(BUILD);
-        let mut maker = Maker::new(Target { file, path: unfinished }, Compressor::gzip(), build, store)?;
+        let mut maker = Maker::new(target, Compressor::gzip(), build, store)?;
         maker.once = true;
         maker.choice = self.choice.lock().unwrap_or_else(|e| e.into_inner()).clone();
         Ok(Box::new(Session { path: self.path.clone(), maker: Mutex::new(maker) }))
     }
 }
 
-struct Target {
+/// A file that is written.
+pub(crate) struct Target {
     file: tokio::fs::File,
-    path: PathBuf,
+    pub path: PathBuf,
+}
+
+impl Target {
+    /// Makes the file.
+    pub async fn create(path: PathBuf) -> Result<Target> {
+        let doing = format!("making {}", path.display());
+        let file = tokio::fs::File::create(&path).await.map_err(|e| Error::io(doing, e))?;
+        Ok(Target { file, path })
+    }
+
+    /// Makes it durable.
+    pub async fn sync(&mut self) -> Result<()> {
+        let shown = self.path.display().to_string();
+        self.file.flush().await.map_err(|e| Error::io(format!("writing {shown}"), e))?;
+        self.file.sync_all().await.map_err(|e| Error::io(format!("making {shown} durable"), e))
+    }
 }
 
 #[async_trait]
@@ -124,10 +139,8 @@ impl SinkSession for Session {
 
     async fn finish(self: Box<Self>) -> Result<RestoreReport> {
         let (mut target, report) = self.maker.into_inner().finish(true).await?;
-        let shown = target.path.display().to_string();
-        target.file.flush().await.map_err(|e| Error::io(format!("writing {shown}"), e))?;
-        target.file.sync_all().await.map_err(|e| Error::io(format!("making {shown} durable"), e))?;
-        let doing = format!("renaming {shown} to {}", self.path.display());
+        target.sync().await?;
+        let doing = format!("renaming {} to {}", target.path.display(), self.path.display());
         tokio::fs::rename(&target.path, &self.path).await.map_err(|e| Error::io(doing, e))?;
         sync_folder(&self.path)?;
         Ok(report)

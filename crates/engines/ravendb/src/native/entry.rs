@@ -21,6 +21,15 @@ pub(super) struct Entry {
     pub steady: bool,
 }
 
+/// What the change log says of the database as a whole, at its last change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Standing {
+    /// What it held.
+    pub held: Counts,
+    /// Whether nothing was written to it since the changes were read, so that they lead to just that.
+    pub steady: bool,
+}
+
 /// Numbers of a database.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,12 +56,16 @@ impl Counts {
 
     /// What is not as it was in a database that RavenDB restored, for people. Restoring a backup of the type
     /// Backup makes revisions, where the database makes any: there may be more, with their attachments.
-    pub fn missing_in(&self, now: &Counts) -> Vec<String> {
+    ///
+    /// What changes say of time series may come in other segments than it was in; indexes are compared
+    /// themselves then, as the numbers may have been taken when there was one more or less.
+    pub fn missing_in(&self, now: &Counts, has_changes: bool) -> Vec<String> {
+        let or_then = |now: u64, then: u64| if has_changes { then } else { now };
         let all = [
             (self.documents, now.documents, true, "documents"),
             (self.counters, now.counters, true, "documents with counters"),
-            (self.time_series, now.time_series, true, "segments of time series"),
-            (self.indexes, now.indexes, true, "indexes"),
+            (self.time_series, or_then(now.time_series, self.time_series), true, "segments of time series"),
+            (self.indexes, or_then(now.indexes, self.indexes), true, "indexes"),
             (self.revisions, now.revisions, false, "revisions"),
             (self.attachments, now.attachments, false, "attachments"),
         ];
@@ -92,11 +105,11 @@ mod tests {
     #[test]
     fn numbers_that_differ_are_named() {
         let then = Counts { documents: 5, revisions: 3, indexes: 1, ..Counts::default() };
-        assert!(then.missing_in(&then).is_empty());
+        assert!(then.missing_in(&then, false).is_empty());
         let more = Counts { revisions: 4, attachments: 1, ..then.clone() };
-        assert!(then.missing_in(&more).is_empty(), "RavenDB makes revisions");
+        assert!(then.missing_in(&more, false).is_empty(), "RavenDB makes revisions");
         let other = Counts { documents: 6, revisions: 2, ..then.clone() };
-        assert_eq!(then.missing_in(&other), ["6 documents instead of 5", "2 revisions instead of 3"]);
+        assert_eq!(then.missing_in(&other, false), ["6 documents instead of 5", "2 revisions instead of 3"]);
     }
 
     #[test]

@@ -2,17 +2,21 @@
 
 mod entry;
 mod folder;
+mod on_top;
 mod operation;
 mod sink;
 mod source;
 
-use crate::server::Build;
-use model::{CollectionInfo, Error, Result};
+use crate::catalog;
+use crate::changes::Place;
+use crate::server::{Build, Stats};
+use entry::{Counts, Standing};
+use model::{Batch, BatchBuilder, CollectionId, CollectionInfo, Encoding, Error, Kind, Position, Result};
 pub use sink::NativeSink;
 pub use source::NativeSource;
 use std::path::PathBuf;
 
-/// The collection of such files; it is the only one of its point.
+/// The collection of such files. Without changes on top of them it is the only one of its point.
 const COLLECTION: &str = "@native";
 /// The first build that makes backups without a task.
 const ONE_TIME: u64 = 42_000;
@@ -48,7 +52,29 @@ impl NativeKind {
 
 /// Whether a collection is made of files that only RavenDB opens.
 pub fn is_native(info: &CollectionInfo) -> bool {
-    info.id.as_str() == COLLECTION
+    is_of_native(&info.id)
+}
+
+fn is_of_native(id: &CollectionId) -> bool {
+    id.as_str() == COLLECTION
+}
+
+/// Whether changes from a position on go on top of files that only RavenDB opens.
+pub fn is_on_native(position: &Position) -> bool {
+    Place::of(position).is_ok_and(|place| place.is_on_native())
+}
+
+/// The kind of the numbers of a database, and their key.
+const COUNTS: (&str, &[u8]) = ("Counts", b"counts");
+
+/// What the change log says of the database as a whole: its numbers, and whether they are those of the changes.
+pub(crate) fn counts(stats: &Stats, steady: bool) -> Result<Batch> {
+    let standing = Standing { held: Counts::of(stats), steady };
+    let body = serde_json::to_vec(&standing).map_err(|e| Error::bug("the numbers of a database").caused_by(e))?;
+    let id = catalog::info(COLLECTION).id;
+    let mut batch = BatchBuilder::new(id, Kind::Meta(COUNTS.0.into()), Encoding::Json);
+    batch.push(COUNTS.1, &body);
+    Ok(batch.take())
 }
 
 /// Refuses what only RavenDB itself can restore.

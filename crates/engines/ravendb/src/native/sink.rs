@@ -2,8 +2,9 @@
 
 use super::entry::{Counts, Entry};
 use super::folder::{Passage, absolute};
+use super::on_top::{Finished, OnTop, Told};
 use super::operation::Operation;
-use super::{Native, check, is_native};
+use super::{Native, check, is_native, is_of_native};
 use crate::server::{Build, Server};
 use crate::sink::planned;
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use model::{
 use reqwest::Method;
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -27,21 +29,26 @@ const OPENING: Duration = Duration::from_secs(120);
 pub struct NativeSink {
     server: Arc<Server>,
     native: Native,
+    /// The builds that the backup is of, and of the target.
+    builds: Mutex<(Option<u64>, u64)>,
+    told: Arc<Told>,
 }
 
 impl NativeSink {
     /// The database that the server stands for; nothing is opened yet.
     pub fn new(server: Arc<Server>, native: Native) -> NativeSink {
-        NativeSink { server, native }
+        NativeSink { server, native, builds: Mutex::default(), told: Arc::default() }
+    }
+
+    fn builds(&self) -> MutexGuard<'_, (Option<u64>, u64)> {
+        self.builds.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
 /// Refuses what RavenDB's own restore does not do.
 fn check_options(options: &RestoreOptions) -> Result<()> {
-    let selection = &options.selection;
-    let whole = selection.only.is_empty() && selection.exclude.is_empty() && !selection.no_attachments;
     let all = options.kinds.is_empty() && options.without_kinds.is_empty() && options.rename.is_empty();
-    match whole && all && options.indexes == Indexes::Built {
+    match options.selection.is_all() && all && options.indexes == Indexes::Built {
         true => Ok(()),
         false => Err(Error::unsupported("RavenDB restores its own backups as a whole").hint(
             "leave out --only, --exclude, --no-attachments, --rename, --kinds, --without-kinds and --indexes; take \
@@ -65,20 +72,38 @@ impl Sink for NativeSink {
             return Err(Error::input(format!("the database {database} is there already"))
                 .hint("RavenDB restores its own backups into new databases only: name one that is not there yet"));
         }
+        let from = Build::of(&what.version);
+        *self.builds() = (from, build.build);
         let mut losses = Vec::new();
-        if Build::of(&what.version).is_some_and(|from| from / 1000 > build.build / 1000) {
+        if from.is_some_and(|from| from / 1000 > build.build / 1000) {
             losses.push(Loss {
                 what: "what only newer servers know".into(),
                 why: format!("the backup is of {}, the target is {}", what.version, build.version()),
             });
         }
-        let phases = vec![
-            format!("write the files that RavenDB made into a new folder in {}, and check them", folder.display()),
-            format!("have the server make the database {database} out of them, with all its settings and tasks"),
-            "remove the folder, and compare the numbers of documents, counters, time series, indexes, revisions and \
-             attachments with those at the backup; what is in them only RavenDB has read"
+        let mut phases = vec![format!(
+            "write the files that RavenDB made into a new folder in {}, and check them",
+            folder.display()
+        )];
+        let has_changes = !what.collections.iter().all(is_native);
+        if has_changes {
+            phases.push(
+                "write what has changed since beside them, as RavenDB's own incremental backups say it, deletions \
+                 first"
+                    .into(),
+            );
+        }
+        phases
+            .push(format!("have the server make the database {database} out of them, with all its settings and tasks"));
+        phases.push(match has_changes {
+            false => "remove the folder, and compare the numbers of documents, counters, time series, indexes, \
+                      revisions and attachments with those at the backup; what is in them only RavenDB has read"
                 .into(),
-        ];
+            true => "remove the folder, compare the numbers of documents, counters, revisions and attachments with \
+                     those at that time, and read back and compare what has changed since, but for time series; what \
+                     has not changed only RavenDB has read"
+                .into(),
+        });
         Ok(RestorePlan { phases, collections: planned(what, options)?, losses })
     }
 
@@ -86,13 +111,33 @@ impl Sink for NativeSink {
         encoding == Encoding::Json
     }
 
-    fn provable<'a>(&self, _: &'a Batch) -> Option<Cow<'a, Batch>> {
-        None
+    fn takes_opaque(&self) -> bool {
+        true
     }
 
-    async fn begin(&self, _: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
+    fn provable<'a>(&self, batch: &'a Batch) -> Option<Cow<'a, Batch>> {
+        let (from, to) = *self.builds();
+        self.told.provable(batch, from.is_none_or(|from| from / 1000 == to / 1000))
+    }
+
+    async fn begin(&self, plan: RestorePlan, store: Arc<dyn AttachmentStore>) -> Result<Box<dyn SinkSession>> {
         let passage = Passage::new(&self.native.folder)?;
-        Ok(Box::new(Session { server: self.server.clone(), passage, store, written: Mutex::default() }))
+        let (from, to) = *self.builds();
+        let on_top = match plan.collections.iter().all(|c| is_native(&c.info)) {
+            true => None,
+            false => {
+                let build = from.unwrap_or(to).min(to);
+                Some(OnTop::new(&passage, build, store.clone(), self.told.clone()).await?)
+            }
+        };
+        Ok(Box::new(Session {
+            server: self.server.clone(),
+            passage,
+            store,
+            written: Mutex::default(),
+            on_top: tokio::sync::Mutex::new(on_top),
+            told: self.told.clone(),
+        }))
     }
 }
 
@@ -103,6 +148,9 @@ struct Session {
     store: Arc<dyn AttachmentStore>,
     /// The files, with what is said of them.
     written: Mutex<Vec<(PathBuf, Entry)>>,
+    /// What has changed since the server made them.
+    on_top: tokio::sync::Mutex<Option<OnTop>>,
+    told: Arc<Told>,
 }
 
 impl Session {
@@ -121,34 +169,55 @@ impl Session {
         }
     }
 
-    /// Has the server restore; what it says then of the database.
-    async fn restore(&self) -> Result<Vec<String>> {
+    /// Has the server restore; what is to be said of the database then, and what has changed since the backup.
+    async fn restore(&self) -> Result<(Vec<String>, Option<Finished>)> {
         let (folder, entry) = self.backup()?;
+        let on_top = match self.on_top.lock().await.take() {
+            Some(on_top) => {
+                let first = self.written().first().map(|(path, _)| path.clone());
+                Some(on_top.finish(&first.unwrap_or_default()).await?)
+            }
+            None => None,
+        };
         let database = self.server.database()?;
         let doing = format!("RavenDB restores its own backup into the database {database}");
         let asked = serde_json::json!({ "Type": "Local", "DatabaseName": database, "BackupLocation": folder });
         let request = self.server.request(Method::POST, &["admin", "restore", "database"], &[])?;
         Operation::begin(&self.server, request.body(asked.to_string()), None, &doing).await?.wait(&doing).await?;
         let now = self.held().await?;
-        let made = format!("RavenDB restored its own backup of type {} of the server {}", entry.kind, entry.server);
-        let wrong = entry.held.missing_in(&now);
-        match (entry.steady, wrong.is_empty()) {
-            (_, true) => Ok(vec![format!("{made}; the database has what was counted at the backup: {}", now.text())]),
-            (false, false) => Ok(vec![
+        let mut made = format!("RavenDB restored its own backup of type {} of the server {}", entry.kind, entry.server);
+        let (mut held, mut steady) = (&entry.held, entry.steady);
+        if let Some(done) = &on_top {
+            done.tidy(&self.server, &self.server.build().await?).await?;
+            made = format!(
+                "{made}, with {} entries and {} deletions since; only RavenDB has read what has not changed",
+                done.there.documents + done.there.attachments,
+                done.gone
+            );
+            (held, steady) = done.standing.as_ref().map_or((held, false), |s| (&s.held, s.steady));
+        }
+        self.told.is_back.store(true, Ordering::Release);
+        let wrong = held.missing_in(&now, on_top.is_some());
+        let notes = match (steady, wrong.is_empty()) {
+            (_, true) => vec![format!("{made}; the database has what was counted at the backup: {}", now.text())],
+            (false, false) => vec![
                 made,
                 format!(
                     "the numbers could not be compared, as the database was written to while it was backed up: it \
-                     had {} before, and has {} now",
-                    entry.held.text(),
+                     had {} then, and has {} now",
+                    held.text(),
                     now.text()
                 ),
-            ]),
-            (true, false) => Err(Error::corrupt(format!(
-                "the database {database} is not what it was at the backup: RavenDB restored {}",
-                wrong.join(", ")
-            ))
-            .hint("the database stays as it is now, and the point is untouched; the server's log says more")),
-        }
+            ],
+            (true, false) => {
+                return Err(Error::corrupt(format!(
+                    "the database {database} is not what it was at the backup: RavenDB restored {}",
+                    wrong.join(", ")
+                ))
+                .hint("the database stays as it is now, and the point is untouched; the server's log says more"));
+            }
+        };
+        Ok((notes, on_top))
     }
 
     /// What the database holds, once it is open.
@@ -173,8 +242,11 @@ impl SinkSession for Session {
     }
 
     async fn write(&self, batch: Batch) -> Result<()> {
-        if batch.kind != Kind::Attachment {
-            return Err(Error::corrupt("there are other things than files in a point of RavenDB's own backup"));
+        if !is_of_native(&batch.collection) || batch.kind != Kind::Attachment {
+            return match self.on_top.lock().await.as_mut() {
+                Some(on_top) => on_top.write(&batch).await,
+                None => Err(Error::corrupt("there are other things than files in a point of RavenDB's own backup")),
+            };
         }
         for (i, content) in batch.attachments.iter().enumerate() {
             let name = String::from_utf8_lossy(batch.key_of(i)).into_owned();
@@ -202,13 +274,14 @@ impl SinkSession for Session {
         let restored = self.restore().await;
         let sizes: Vec<u64> = self.written().iter().map(|(_, entry)| entry.size).collect();
         let left = self.passage.remove().err().map(|left| format!("left behind: {left}"));
-        let mut notes = restored?;
+        let (mut notes, on_top) = restored?;
         notes.extend(left);
+        let there = on_top.map(|done| done.there).unwrap_or_default();
         Ok(RestoreReport {
-            attachments: sizes.len() as u64,
-            bytes: sizes.iter().sum(),
+            attachments: there.attachments + sizes.len() as u64,
+            bytes: there.bytes + sizes.iter().sum::<u64>(),
             notes,
-            ..RestoreReport::default()
+            ..there
         })
     }
 

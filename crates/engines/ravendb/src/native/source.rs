@@ -5,14 +5,15 @@ use super::folder::{Passage, absolute};
 use super::operation::Operation;
 use super::{COLLECTION, Native, NativeKind, check};
 use crate::catalog;
+use crate::changes::{self, Place, Verdict};
 use crate::dump::files;
 use crate::server::Server;
 use crate::source::RavenSource;
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
 use model::{
-    AttachmentStore, Batch, BatchBuilder, Consistency, Description, Encoding, Error, ErrorKind, Kind, Part, Plan,
-    Result, ScanItem, ScanStream, Selection, Source, SourceState,
+    AttachmentStore, Batch, BatchBuilder, ChangeStream, Consistency, Description, Encoding, Error, ErrorKind,
+    Following, Gap, Kind, Part, Plan, Result, ScanItem, ScanStream, Selection, Source, SourceState, Until,
 };
 use reqwest::Method;
 use std::sync::Arc;
@@ -44,38 +45,44 @@ impl Source for NativeSource {
     }
 
     async fn plan(&self, selection: &Selection, last: Option<&SourceState>) -> Result<Plan> {
-        if !selection.only.is_empty() || !selection.exclude.is_empty() || selection.no_attachments {
+        if !selection.is_all() {
             return Err(Error::input("a backup that RavenDB makes itself is always of the whole database")
                 .hint("leave --only, --exclude and --no-attachments out, or --native-dir"));
         }
         check(&self.server.build().await?)?;
         absolute(&self.native.folder)?;
-        Ok(native(self.inner.plan(selection, last).await?))
+        let (stats, hold) = self.inner.stand().await?;
+        // Before the server begins: what changes while it writes is told once more.
+        let start = match hold.filter(|_| changes::obstacle(&stats).is_none()) {
+            Some(hold) => {
+                let own = changes::own(&self.server).await?;
+                Some(Place::before_native(&stats, hold, own).position()?)
+            }
+            None => None,
+        };
+        let part = Part { collection: catalog::info(COLLECTION), token: String::new(), documents: None, bytes: None };
+        // It is of some time while the server wrote it; with the changes since, it is of their end.
+        let consistency = if start.is_some() { Consistency::PerDocument } else { Consistency::OneTime };
+        let scan = Plan::Scan { start, parts: vec![part], at: None, consistency, skipped: Vec::new() };
+        let Some((last, from)) = last.and_then(|last| Some((last, last.position.clone()?))) else { return Ok(scan) };
+        Ok(match Place::of(&from)?.judge(&stats, hold) {
+            Verdict::Lost(why) => Plan::Gap { gap: Gap { from: last.time, to: None, why }, then: Box::new(scan) },
+            _ => scan,
+        })
+    }
+
+    async fn changes(
+        &self,
+        from: &Following,
+        until: Until,
+        attachments: Arc<dyn AttachmentStore>,
+    ) -> Result<ChangeStream> {
+        self.inner.changes(from, until, attachments).await
     }
 
     async fn read(&self, _: &Part, attachments: Arc<dyn AttachmentStore>) -> Result<ScanStream> {
         let made = make(self.server.clone(), self.native.clone(), attachments);
         Ok(made.map(|batch| batch.map(ScanItem::Batch)).into_stream().boxed())
-    }
-}
-
-/// The same, but for what is read: one backup that the server makes. No position, as changes say nothing
-/// without the documents that they change.
-fn native(plan: Plan) -> Plan {
-    match plan {
-        Plan::Gap { gap, then } => Plan::Gap { gap, then: Box::new(native(*then)) },
-        Plan::Scan { .. } | Plan::Changes { .. } => Plan::Scan {
-            start: None,
-            parts: vec![Part {
-                collection: catalog::info(COLLECTION),
-                token: String::new(),
-                documents: None,
-                bytes: None,
-            }],
-            at: None,
-            consistency: Consistency::OneTime,
-            skipped: Vec::new(),
-        },
     }
 }
 
