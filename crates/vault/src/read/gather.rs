@@ -6,7 +6,7 @@ use crate::read::change::{Change, Op, Spot};
 use crate::read::overlay::Overlay;
 use crate::read::parts::{Expected, Parts};
 use crate::read::spill::{OpenFile, Sorter};
-use crate::read::table::Table;
+use crate::read::table::{Look, Table};
 use model::{Batch, EngineTime, Error, Kind, Result};
 
 /// Collects the changes of one collection and kind space.
@@ -17,6 +17,7 @@ pub(crate) struct Changes {
     expected: Expected,
     /// Of the keys of a frame.
     hashes: Vec<u64>,
+    look: Look,
     record: Vec<u8>,
     memory: usize,
     open: OpenFile,
@@ -52,7 +53,17 @@ impl Changes {
             (false, true) => Gathered::Sorter(Sorter::new(memory / 2, open)),
             (false, false) => Gathered::Parts(Parts::new(expected, memory, open)?),
         };
-        Ok(Changes { keys, gathered, expected, hashes: Vec::new(), record: Vec::new(), memory, open, ordered })
+        Ok(Changes {
+            keys,
+            gathered,
+            expected,
+            hashes: Vec::new(),
+            look: Look::default(),
+            record: Vec::new(),
+            memory,
+            open,
+            ordered,
+        })
     }
 
     /// Adds a frame of the change log: of its changes those after one time and up to another. Frames
@@ -82,7 +93,7 @@ impl Changes {
         self.keys.keys_of(batch, &mut self.hashes);
         if let Gathered::Table(table) = &mut self.gathered {
             table.near_slots(&self.hashes);
-            table.near_changes(self.hashes.iter().copied(), false);
+            table.near_changes(&mut self.look, self.hashes.iter().copied(), false);
         }
         if let Gathered::Parts(parts) = &self.gathered {
             parts.near(&self.hashes);
@@ -136,7 +147,7 @@ impl Changes {
     /// After it, documents can be looked up.
     pub fn finish(self) -> Result<Finished> {
         match self.gathered {
-            Gathered::Table(table) => Ok(Finished::Whole(Overlay::Table(table))),
+            Gathered::Table(table) => Ok(Finished::Whole(Overlay::of_table(table))),
             Gathered::Sorter(sorter) => Overlay::sorted(sorter, self.memory, self.open).map(Finished::Whole),
             Gathered::Parts(mut parts) => {
                 parts.settle()?;

@@ -1,6 +1,8 @@
 //! Reading back: the state of a point, one document, the content of attachments.
 
+mod apply;
 mod at;
+mod base;
 mod blocks;
 mod bloom;
 mod bodies;
@@ -15,6 +17,7 @@ mod out;
 mod overlay;
 mod partitions;
 mod parts;
+mod pass;
 mod segments;
 mod spill;
 mod state;

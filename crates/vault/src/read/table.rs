@@ -25,12 +25,27 @@ pub(crate) struct Table {
     bits: u32,
     keys: usize,
     count: u64,
+}
+
+/// What somebody who looks at changes keeps meanwhile: many may look at the same table.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
     /// Of the key that is looked at.
     chain: Vec<Link>,
     /// Where the patches are of the keys that are looked at together.
     patches: Vec<Span>,
     /// What is looked at ahead.
     near: Vec<u32>,
+    marks: Marks,
+}
+
+/// What need not be looked at any more, to be noted in the table when nobody looks at it.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// Slots of keys.
+    done: Vec<u32>,
+    /// Places of single changes.
+    taken: Vec<u32>,
 }
 
 /// Where some bytes are among the records: from, and how many.
@@ -46,8 +61,6 @@ struct Link {
     op: Op,
     spot: Spot,
     patch: Span,
-    /// Whether it is to be looked at no more.
-    is_taken: bool,
 }
 
 /// Patches that are kept at hand while keys are looked at together: the first, and how many.
@@ -77,9 +90,6 @@ impl Table {
             bits,
             keys: 0,
             count: 0,
-            chain: Vec::new(),
-            patches: Vec::new(),
-            near: Vec::new(),
         }
     }
 
@@ -134,13 +144,13 @@ impl Table {
     }
 
     /// The same for the newest change of each hash, or for all.
-    pub fn near_changes(&mut self, hashes: impl Iterator<Item = u64>, all: bool) {
-        let mut places = std::mem::take(&mut self.near);
+    pub fn near_changes(&self, look: &mut Look, hashes: impl Iterator<Item = u64>, all: bool) {
+        let places = &mut look.near;
         places.clear();
         places.extend(hashes.map(|hash| (self.first_alike(hash) & PLACE) as u32).filter(|place| *place != 0));
         let mut touched = 0;
         while !places.is_empty() {
-            for place in &mut places {
+            for place in &mut *places {
                 let at = *place as usize - 1;
                 // Most changes take two lines of the processor's cache.
                 touched ^= self.records.get(at + 64).copied().unwrap_or_default();
@@ -151,32 +161,33 @@ impl Table {
             }
             places.retain(|place| *place != 0);
         }
-        std::hint::black_box((touched, &places));
-        self.near = places;
+        std::hint::black_box(touched);
     }
 
     /// Shows the changes of a key, sorted by time, those of the same time in the order in which they
-    /// came: which one it is from 0, and whether it is taken. Takes those for which it is told so.
-    pub fn of_key(&mut self, key: Cursor, mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
-        self.take_apart(key.offset)?;
-        let mut chain = std::mem::take(&mut self.chain);
+    /// came: which one it is from 0, and whether it is taken. Those for which it is told so are marked.
+    pub fn of_key(
+        &self,
+        look: &mut Look,
+        key: Cursor,
+        mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>,
+    ) -> Result<()> {
+        self.take_apart(&mut look.chain, key.offset)?;
         let key = self.change(key.offset as usize)?.0.key;
-        for (nth, link) in chain.iter_mut().enumerate() {
-            let Link { time, is_copy, op, spot, patch, .. } = *link;
+        for (nth, link) in look.chain.iter().enumerate() {
+            let Link { time, at, is_copy, op, spot, patch } = *link;
             let change = Change { key, time, is_copy, op, spot, patch: span(&self.records, patch) };
-            let taken = self.records[link.at as usize + BEFORE] & TAKEN != 0;
-            link.is_taken = show(nth as u32, &change, taken)?;
+            let taken = self.records[at as usize + BEFORE] & TAKEN != 0;
+            if show(nth as u32, &change, taken)? {
+                look.marks.taken.push(at);
+            }
         }
-        for link in chain.iter().filter(|link| link.is_taken) {
-            self.records[link.at as usize + BEFORE] |= TAKEN;
-        }
-        self.chain = chain;
         Ok(())
     }
 
     /// Takes the changes of a key apart, from the newest one on.
-    fn take_apart(&mut self, newest: u32) -> Result<()> {
-        self.chain.clear();
+    fn take_apart(&self, chain: &mut Vec<Link>, newest: u32) -> Result<()> {
+        chain.clear();
         let mut next = newest + 1;
         while next != 0 {
             let at = next - 1;
@@ -184,35 +195,20 @@ impl Table {
             let (Change { time, is_copy, op, spot, patch, .. }, _) = reader.expect()?;
             // A patch is the end of what is written of a change.
             let patch = ((reader.at - patch.len()) as u32, patch.len() as u32);
-            self.chain.push(Link { time, at, is_copy, op, spot, patch, is_taken: false });
+            chain.push(Link { time, at, is_copy, op, spot, patch });
             next = self.before(at as usize)?;
         }
         // Next to always they came in order.
-        self.chain.reverse();
-        if !self.chain.is_sorted_by_key(|link| link.time) {
-            self.chain.sort_by_key(|link| link.time);
+        chain.reverse();
+        if !chain.is_sorted_by_key(|link| link.time) {
+            chain.sort_by_key(|link| link.time);
         }
         Ok(())
     }
 
-    /// Forgets the patches that were at hand.
-    pub fn put_away(&mut self) {
-        self.patches.clear();
-    }
-
-    /// Has at hand the patches of the key that was looked at last: those from one of its changes on
-    /// that count.
-    pub fn have_at_hand(&mut self, from: u32, counts: impl Fn(u64, bool) -> bool) -> AtHand {
-        let first = self.patches.len();
-        let links = self.chain.iter().skip(from as usize);
-        let links = links.filter(|link| link.op == Op::Patch && counts(link.time, link.is_copy));
-        self.patches.extend(links.map(|link| link.patch));
-        AtHand { from: first as u32, count: (self.patches.len() - first) as u32 }
-    }
-
-    /// The patches at hand.
-    pub fn at_hand(&self, AtHand { from, count }: AtHand) -> impl Iterator<Item = &[u8]> {
-        let spans = self.patches.get(from as usize..(from + count) as usize).unwrap_or_default();
+    /// The patches that a look has at hand.
+    pub fn at_hand<'a>(&'a self, look: &'a Look, AtHand { from, count }: AtHand) -> impl Iterator<Item = &'a [u8]> {
+        let spans = look.patches.get(from as usize..(from + count) as usize).unwrap_or_default();
         spans.iter().map(|patch| span(&self.records, *patch))
     }
 
@@ -226,23 +222,29 @@ impl Table {
         Records::new(&self.records, at + BEFORE).expect()
     }
 
-    /// Says that nothing of a key need be looked at any more.
-    pub fn take(&mut self, key: Cursor) {
-        if let Some(slot) = self.slots.get_mut(key.block as usize) {
-            *slot |= DONE;
+    /// Notes what need not be looked at any more.
+    pub fn note(&mut self, marks: &mut Marks) {
+        for at in marks.taken.drain(..) {
+            self.records[at as usize + BEFORE] |= TAKEN;
+        }
+        for slot in marks.done.drain(..) {
+            self.slots[slot as usize] |= DONE;
         }
     }
 
     /// Shows the changes of all keys that are not taken whole, those of one key together: where, which
     /// one of its key it is, and whether it is taken.
-    pub fn rest(&mut self, mut show: impl FnMut(Cursor, u32, &Change<'_>, bool) -> Result<()>) -> Result<()> {
-        for slot in 0..self.slots.len() {
-            let newest = (self.slots[slot] & PLACE) as u32;
-            if newest == 0 || self.slots[slot] & DONE != 0 {
+    pub fn rest(
+        &self,
+        look: &mut Look,
+        mut show: impl FnMut(Cursor, u32, &Change<'_>, bool) -> Result<()>,
+    ) -> Result<()> {
+        for (slot, newest) in self.slots.iter().enumerate() {
+            if newest & PLACE == 0 || newest & DONE != 0 {
                 continue;
             }
-            let key = Cursor { block: slot as u32, offset: newest - 1, ordinal: 0 };
-            self.of_key(key, |nth, change, taken| show(key, nth, change, taken).map(|()| false))?;
+            let key = Cursor { block: slot as u32, offset: (newest & PLACE) as u32 - 1, ordinal: 0 };
+            self.of_key(look, key, |nth, change, taken| show(key, nth, change, taken).map(|()| false))?;
         }
         Ok(())
     }
@@ -300,6 +302,41 @@ impl Table {
     }
 }
 
+impl Look {
+    /// Forgets the patches that were at hand.
+    pub fn put_away(&mut self) {
+        self.patches.clear();
+    }
+
+    /// Has at hand the patches of the key that was looked at last: those from one of its changes on
+    /// that count.
+    pub fn have_at_hand(&mut self, from: u32, counts: impl Fn(u64, bool) -> bool) -> AtHand {
+        let first = self.patches.len();
+        let links = self.chain.iter().skip(from as usize);
+        let links = links.filter(|link| link.op == Op::Patch && counts(link.time, link.is_copy));
+        self.patches.extend(links.map(|link| link.patch));
+        AtHand { from: first as u32, count: (self.patches.len() - first) as u32 }
+    }
+
+    /// Marks a key: nothing of it need be looked at any more.
+    pub fn take(&mut self, key: Cursor) {
+        self.marks.done.push(key.block);
+    }
+
+    /// What was marked.
+    pub fn marks(&mut self) -> &mut Marks {
+        &mut self.marks
+    }
+}
+
+impl Marks {
+    /// Adds what somebody else has marked.
+    pub fn add(&mut self, mut other: Marks) {
+        self.done.append(&mut other.done);
+        self.taken.append(&mut other.taken);
+    }
+}
+
 fn span(records: &[u8], (from, length): Span) -> &[u8] {
     records.get(from as usize..from as usize + length as usize).unwrap_or_default()
 }
@@ -343,26 +380,29 @@ mod tests {
                 expected.entry((plain.0, &plain.1)).or_default().push(change(plain, number));
             }
             prop_assert_eq!(table.count(), changes.len() as u64);
+            let mut look = Look::default();
             for ((hash, key), of_key) in &mut expected {
                 of_key.sort_by_key(|c| c.time);
                 prop_assert!(table.may_hold(*hash));
                 let place = table.find(*hash, key).unwrap().unwrap();
                 for round in [false, true] {
                     let mut shown = 0;
-                    table.of_key(place, |nth, found, taken| {
+                    table.of_key(&mut look, place, |nth, found, taken| {
                         assert_eq!((nth, *found, taken), (shown, of_key[nth as usize], round && nth == 1));
                         shown += 1;
                         Ok(nth == 1)
                     }).unwrap();
                     prop_assert_eq!(shown as usize, of_key.len());
+                    table.note(look.marks());
                 }
                 prop_assert_eq!(table.find(*hash, b"another key").unwrap(), None);
                 if taken.contains(&(*hash >> spread)) {
-                    table.take(place);
+                    look.take(place);
                 }
             }
+            table.note(look.marks());
             let mut left = Vec::new();
-            table.rest(|_, nth, found, taken| {
+            table.rest(&mut look, |_, nth, found, taken| {
                 assert_eq!(taken, nth == 1);
                 left.extend((nth == 0).then(|| found.key.to_vec()));
                 Ok(())

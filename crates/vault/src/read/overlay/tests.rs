@@ -5,7 +5,7 @@ use crate::frame::Frame;
 use crate::hash::HashKeys;
 use crate::read::gather::{Changes, Finished};
 use crate::read::parts::Expected;
-use model::{BatchBuilder, Encoding, ErrorKind, Kind};
+use model::{BatchBuilder, Encoding, ErrorKind, Kind, Patcher};
 use proptest::prelude::*;
 
 struct Append;
@@ -18,9 +18,13 @@ impl Patcher for Append {
     }
 }
 
+fn applier() -> Applier {
+    Applier::new(Some(Arc::new(Append)))
+}
+
 fn applied(overlay: &mut Overlay, patches: Patches, body: &[u8]) -> Vec<u8> {
     let mut made = b"others before it".to_vec();
-    overlay.apply(patches, body, Some(&Append), &mut made).unwrap();
+    overlay.apply(patches, body, &mut applier(), &mut made).unwrap();
     made.split_off(16)
 }
 
@@ -152,7 +156,7 @@ impl Driven<'_> {
             match written {
                 Some(written) => {
                     let mut other = b"others before it".to_vec();
-                    apply_written(&written, &self.body_at(start), Some(&Append), &mut other).unwrap();
+                    applier().apply_written(&written, &self.body_at(start), &mut other).unwrap();
                     assert_eq!(other[16..], body);
                     assert!(written.len() <= most);
                 }
@@ -267,7 +271,7 @@ fn changes_that_are_not_understood_are_refused() {
     let Finished::Whole(mut overlay) = changes.finish().unwrap() else { panic!() };
     let hash = HashKeys::derive(&[3; 32]).key(&id(), &Kind::Document, &[1]);
     let Fate::Becomes { start: None, patches } = overlay.fate(hash, &[1], at(1), false).unwrap() else { panic!() };
-    let error = overlay.apply(patches, b"body", None, &mut Vec::new()).unwrap_err();
+    let error = overlay.apply(patches, b"body", &mut Applier::new(None), &mut Vec::new()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     // Another key with the same hash has not changed.
     let mut maybe = vec![5];
