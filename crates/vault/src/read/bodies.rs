@@ -11,6 +11,8 @@ use model::{CollectionId, EngineTime, Error, Kind, Result};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+/// Bytes of frames of the log that are read at once.
+const GROUP: usize = 8 * FRAME;
 /// Decoded frames that are kept of those that an ordered collection goes back to.
 const RECENT: usize = 8;
 
@@ -84,22 +86,44 @@ pub(crate) struct Reader {
 impl Reader {
     /// Reads a frame.
     pub async fn read(&self, from: &ChangeFrame) -> Result<Frame> {
-        self.read_as(from, true).await
+        let one = self.read_with(std::slice::from_ref(from), vec![true], |frames| frames.next().transpose()).await?;
+        one.ok_or_else(|| Error::bug("a frame was not read"))
     }
 
-    /// Reads a frame; of one in the log perhaps without the bodies of its documents, unless they are wanted.
-    pub async fn read_as(&self, from: &ChangeFrame, bodies: bool) -> Result<Frame> {
-        let frame = match from {
-            ChangeFrame::Log(frame) if !bodies => frame.read_keys(&self.objects).await?,
-            ChangeFrame::Log(frame) => frame.read(&self.objects).await?,
-            ChangeFrame::Layer(place) => {
-                let mut frames = self.segments.read(&place.entry, vec![place.frame]).await?;
-                frames.pop().ok_or_else(|| Error::bug("a frame was not read"))?
-            }
+    /// What is made of the frames of one group (see [`group`]), each of which is decoded when it is asked for,
+    /// off the asynchronous threads; if they are of the log perhaps without the bodies of their documents, unless
+    /// these are wanted.
+    pub async fn read_with<T: Send + 'static>(
+        &self,
+        group: &[ChangeFrame],
+        bodies: Vec<bool>,
+        work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let id = self.id.clone();
+        let ours = move |frames: &mut dyn Iterator<Item = Result<Frame>>| {
+            work(&mut frames.map(|frame| frame.and_then(|f| check_collection(&f.batch, &id).map(|()| f))))
         };
-        check_collection(&frame.batch, &self.id)?;
-        Ok(frame)
+        match group {
+            [ChangeFrame::Layer(place)] => self.segments.read_with(&place.entry, vec![place.frame], ours).await,
+            [ChangeFrame::Log(first), ..] => first.read_with(&self.objects, bodies, ours).await,
+            _ => Err(Error::bug("frames that are not one group")),
+        }
     }
+}
+
+/// How many frames at the beginning of these are read at once: of the log those that stand one after the other
+/// in the same object, and are not too large together.
+pub(crate) fn group(frames: &[ChangeFrame]) -> usize {
+    let mut bytes = 0;
+    let goes_on = |pair: &[ChangeFrame]| match pair {
+        [ChangeFrame::Log(one), ChangeFrame::Log(next)] => one.goes_on_in(next),
+        _ => false,
+    };
+    let fits = |pair: &&[ChangeFrame]| {
+        bytes += pair[0].raw();
+        goes_on(pair) && bytes + pair[1].raw() <= GROUP
+    };
+    frames.len().min(1 + frames.windows(2).take_while(fits).count())
 }
 
 /// Bodies of puts, in the frames that hold them.
@@ -120,15 +144,16 @@ impl Bodies {
     }
 
     /// Which of some frames there is about room for, by their places in `order`.
-    pub fn that_fit(&self, order: &[u32]) -> Vec<bool> {
-        let mut left = self.room;
-        let mut fits = |number: &u32| {
-            let size = self.frames.get(*number as usize).map_or(0, |f| f.raw() + f.count() * 32);
+    pub fn that_fit(frames: &[ChangeFrame], order: &[u32], room: usize) -> Vec<bool> {
+        let mut left = room;
+        let mut fits = |frame: &ChangeFrame| {
+            let size = frame.raw() + frame.count() * 32;
             let fits = size <= left;
             left -= if fits { size } else { 0 };
             fits
         };
-        order.iter().map(|n| self.frames.get(*n as usize).is_none_or(ChangeFrame::is_patch) || fits(n)).collect()
+        let in_order = order.iter().filter_map(|number| frames.get(*number as usize));
+        in_order.map(|frame| frame.is_patch() || fits(frame)).collect()
     }
 
     /// Keeps a frame if it has bodies that may be wanted, and there is room.

@@ -7,12 +7,13 @@
 //! the documents that were put, in the order of the log, so that each of its frames is decoded twice at
 //! most.
 
-use crate::hash::HashKeys;
+use crate::frame::Frame;
 use crate::read::apply::Applier;
 use crate::read::base::Base;
-use crate::read::bodies::{Bodies, ChangeFrame, Reader};
+use crate::read::bodies::{Bodies, ChangeFrame, Reader, group};
 use crate::read::change::Spot;
 use crate::read::gather::{Changes, Finished};
+use crate::read::hashes::Hashes;
 use crate::read::out::{Making, Out, renumber};
 use crate::read::overlay::{Fate, Overlay, Patches, retain};
 use crate::read::parts::{Expected, Parts, Waited};
@@ -70,7 +71,7 @@ impl Drop for Share {
 /// Merges one kind space of a collection with its changes.
 #[derive(Debug)]
 pub(crate) struct Merge {
-    keys: HashKeys,
+    hashes: Hashes,
     bodies: Bodies,
     /// All changes, or those of the part that is looked at.
     overlay: Overlay,
@@ -95,7 +96,6 @@ impl Merge {
     /// `dropped` does not count.
     pub async fn read(
         reader: Reader,
-        keys: HashKeys,
         frames: Vec<ChangeFrame>,
         dropped: Option<EngineTime>,
         share: Share,
@@ -112,29 +112,46 @@ impl Merge {
             // Most of them will be in the file anyway: what is decoded ahead and sorted has its room, too.
             false => (share.bytes / 4 * if ordered { 2 } else { 3 }, share.bytes / 16),
         };
-        let mut changes = Changes::new(keys.clone(), expected, memory, share.memory.open, ordered)?;
+        let hashes = Hashes::default();
+        let mut changes = Changes::new(hashes.clone(), expected, memory, share.memory.open, ordered)?;
         let layers = frames.iter().take_while(|f| matches!(f, ChangeFrame::Layer(_))).count();
         // At the same time a copy comes after what the log says.
         let order: Vec<u32> = (layers as u32..frames.len() as u32).chain(0..layers as u32).collect();
-        let frames = Arc::new(frames);
-        let mut bodies = Bodies::new(reader.clone(), frames.clone(), room);
         // What would not stay here is decoded when its bodies are wanted.
-        let whole = bodies.that_fit(&order);
-        let mut reading = stream::iter(order.into_iter().zip(whole))
-            .map(|(number, whole)| {
-                let (reader, frame) = (&reader, &frames[number as usize]);
-                async move { reader.read_as(frame, whole).await.map(|read| (number, frame, whole, read)) }
+        let whole = Bodies::that_fit(&frames, &order, room);
+        let ordered_frames: Vec<_> = order.iter().filter_map(|number| frames.get(*number as usize).cloned()).collect();
+        let mut bodies = Bodies::new(reader.clone(), Arc::new(frames), room);
+        let mut groups = Vec::new();
+        let mut from = 0;
+        while from < ordered_frames.len() {
+            let to = from + group(&ordered_frames[from..]);
+            groups.push(from..to);
+            from = to;
+        }
+        let mut reading = stream::iter(groups)
+            .map(|group| {
+                let (reader, hashes) = (&reader, hashes.clone());
+                let (frames, whole) = (&ordered_frames[group.clone()], whole[group.clone()].to_vec());
+                async move {
+                    reader
+                        .read_with(frames, whole, move |frames| hashed(frames, &hashes))
+                        .await
+                        .map(|read| (group, read))
+                }
             })
             .buffered(AHEAD);
-        while let Some((number, from, whole, frame)) = reading.try_next().await? {
-            match from {
-                ChangeFrame::Layer(place) => changes.add_layer_frame(number, &frame, place.read)?,
-                ChangeFrame::Log(log) => {
-                    changes.add_log_frame(number, &frame, log.after.order.max(dropped), log.until.order)?;
+        while let Some((group, read)) = reading.try_next().await? {
+            for (at, (frame, of_keys)) in group.zip(read) {
+                let (number, read) = (order[at], (&frame, &of_keys[..]));
+                match &ordered_frames[at] {
+                    ChangeFrame::Layer(place) => changes.add_layer_frame(number, read, place.read)?,
+                    ChangeFrame::Log(log) => {
+                        changes.add_log_frame(number, read, (log.after.order.max(dropped), log.until.order))?;
+                    }
                 }
-            }
-            if whole {
-                bodies.keep(number, frame);
+                if whole[at] {
+                    bodies.keep(number, frame);
+                }
             }
         }
         drop(reading);
@@ -142,7 +159,7 @@ impl Merge {
             Finished::Whole(overlay) => (overlay, None),
             Finished::Parts(parts) => (Overlay::none(), Some(parts)),
         };
-        Ok(Merge { keys, bodies, overlay, parts, share, ordered, base_layer })
+        Ok(Merge { hashes, bodies, overlay, parts, share, ordered, base_layer })
     }
 
     /// Whether nothing has changed.
@@ -188,7 +205,7 @@ impl Merge {
 
     /// Lets documents pass by changes that are in memory there where they are decoded.
     async fn side_by_side(&mut self, base: Base, patcher: Option<Arc<dyn Patcher>>, out: &mut Out) -> Result<()> {
-        let (keys, layer, buffers) = (self.keys.clone(), self.base_layer, base.segments().buffers().clone());
+        let (keys, layer, buffers) = (self.hashes.clone(), self.base_layer, base.segments().buffers().clone());
         let overlay = self.overlay.shared()?;
         let mut passed = base.each(move |frames, read| {
             let (mut overlay, mut applier) = (overlay.shared()?, Applier::new(patcher.clone()));
@@ -196,7 +213,7 @@ impl Merge {
             let (mut making, mut hashes) = (Making::new(buffers.clone()), Vec::new());
             for frame in frames {
                 let batch = frame?.batch;
-                keys.keys_of(&batch, &mut hashes);
+                keys.of_batch(&batch, &mut hashes);
                 pass.batch(batch, &hashes, read, &mut making)?;
             }
             Ok((making.end(), overlay.marks()))
@@ -218,7 +235,7 @@ impl Merge {
     async fn one_by_one(&mut self, base: Base, applier: &mut Applier, out: &mut Out) -> Result<()> {
         let (mut base, mut hashes) = (base.frames(), Vec::new());
         while let Some((frame, read)) = base.try_next().await? {
-            self.keys.keys_of(&frame.batch, &mut hashes);
+            self.hashes.of_batch(&frame.batch, &mut hashes);
             self.pass_in_order(frame.batch, &hashes, read, applier, out).await?;
         }
         Ok(())
@@ -230,7 +247,7 @@ impl Merge {
         let (mut base, mut hashes, mut aside) = (base.frames(), Vec::new(), Vec::new());
         while let Some((frame, read)) = base.try_next().await? {
             let batch = frame.batch;
-            self.keys.keys_of(&batch, &mut hashes);
+            self.hashes.of_batch(&batch, &mut hashes);
             parts.may_hold(&hashes, &mut aside);
             if aside.is_empty() {
                 out.send(renumber(batch, self.base_layer)).await?;
@@ -394,4 +411,14 @@ impl Merge {
             out.send(renumber(plain, self.bodies.layer(number))).await?;
         }
     }
+}
+
+/// Decodes frames, and hashes their keys while they are near.
+fn hashed(frames: &mut dyn Iterator<Item = Result<Frame>>, hashes: &Hashes) -> Result<Vec<(Frame, Vec<u64>)>> {
+    let hashed = |frame: Result<Frame>| {
+        let (frame, mut of_keys) = (frame?, Vec::new());
+        hashes.of_batch(&frame.batch, &mut of_keys);
+        Ok((frame, of_keys))
+    };
+    frames.map(hashed).collect()
 }

@@ -11,6 +11,7 @@ mod contents;
 mod diff;
 mod find;
 mod gather;
+mod hashes;
 mod lookup;
 mod merge;
 mod out;

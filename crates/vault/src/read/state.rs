@@ -1,6 +1,5 @@
 //! The state that a point restores: each collection as a stream of documents.
 
-use crate::hash::HashKeys;
 use crate::log::LogFrame;
 use crate::manifest::{Catalog, CatalogEntry, Layer, LayerRef};
 use crate::objects::Objects;
@@ -43,7 +42,6 @@ pub struct State {
     pub(super) selection: Selection,
     pub(super) layers: Arc<Vec<LoadedLayer>>,
     segments: Arc<Segments>,
-    keys: HashKeys,
     contents: Arc<ContentReader>,
     pub(super) changes: Option<Arc<Changes>>,
     objects: Objects,
@@ -94,7 +92,6 @@ impl State {
             losses: catalog.losses,
             selection: selection.clone(),
             segments: Arc::new(Segments::new(objects.clone())),
-            keys: objects.keys.clone(),
             contents: Arc::new(ContentReader::new(objects.clone(), layers.clone())),
             layers,
             log: Arc::new(changes.as_ref().map(LogOf::new).unwrap_or_default()),
@@ -232,7 +229,7 @@ impl State {
         let needed = frames.iter().map(|f| 8 * f.raw()).sum::<usize>() + (1 << 20);
         let reader = Reader { objects: self.objects.clone(), segments: self.segments.clone(), id };
         let share = self.memory.share(needed);
-        let merge = Merge::read(reader, self.keys.clone(), frames, dropped, share, (from, ordered)).await?;
+        let merge = Merge::read(reader, frames, dropped, share, (from, ordered)).await?;
         if merge.is_empty() {
             return Ok(unchanged(base));
         }

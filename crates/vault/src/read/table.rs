@@ -1,11 +1,22 @@
 //! Changes in memory, as they came, found by the hashes of their keys.
 
-use crate::read::change::{Change, Cursor, Op, Records, Spot, TAKEN};
+use crate::read::change::{Change, Cursor, Op, Spot};
 use crate::read::parts::Expected;
 use model::{Error, Result};
 
-/// Bytes before each change: where the one of the same key is that came before it, 0 for none.
-const BEFORE: usize = 4;
+/// Bytes before each change's key: where the change of the same key is that came before it, plus 1, and 0 for
+/// none; flags and the length of the key; the time.
+const HEAD: usize = 16;
+/// In flags: the operation.
+const OP: u32 = 3;
+/// It is a copy.
+const COPY: u32 = 4;
+/// The change's place follows.
+const SPOT: u32 = 8;
+/// It need not be looked at any more.
+const TAKEN: u32 = 16;
+/// How many bits flags have.
+const FLAGS: u32 = 5;
 /// In a slot: nothing of the key need be looked at any more.
 const DONE: u64 = 1 << 31;
 /// Bits of a slot that tell where the newest change of its key is, plus 1.
@@ -17,6 +28,8 @@ const BITS: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Table {
     limit: usize,
+    /// Whether the places of changes are wanted that have no body.
+    all_spots: bool,
     /// Changes, one after the other.
     records: Vec<u8>,
     /// One for each key: the first half of its hash, and where its newest change is; 0 for none. A key
@@ -61,6 +74,54 @@ struct Link {
     op: Op,
     spot: Spot,
     patch: Span,
+    is_taken: bool,
+}
+
+/// One change, as it is written.
+#[derive(Debug, Clone, Copy)]
+struct Record<'a> {
+    before: u32,
+    flags: u32,
+    time: u64,
+    spot: Spot,
+    key: &'a [u8],
+    patch: Span,
+    /// Where the next one begins.
+    end: usize,
+}
+
+impl<'a> Record<'a> {
+    #[inline]
+    fn read(records: &'a [u8], at: usize) -> Option<Self> {
+        let (head, rest) = records.get(at..)?.split_first_chunk::<HEAD>()?;
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| head[at + i]));
+        let (before, flags, time) = (word(0), word(4), u64::from(word(8)) | u64::from(word(12)) << 32);
+        let (mut spot, mut rest, mut at) = (Spot { frame: 0, doc: 0 }, rest, at + HEAD);
+        if flags & SPOT != 0 {
+            let (numbers, after) = rest.split_first_chunk::<8>()?;
+            let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| numbers[at + i]));
+            (spot, rest, at) = (Spot { frame: half(0), doc: half(4) }, after, at + 8);
+        }
+        let (key, rest) = rest.split_at_checked((flags >> FLAGS) as usize)?;
+        let mut end = at + key.len();
+        let mut patch = (end as u32, 0);
+        if flags & OP == Op::Patch as u32 {
+            let length = u32::from_le_bytes(*rest.first_chunk()?);
+            patch = (end as u32 + 4, length);
+            end += 4 + length as usize;
+        }
+        Some(Record { before, flags, time, spot, key, patch, end })
+    }
+
+    fn link(&self, at: u32) -> Link {
+        let Record { flags, time, spot, patch, .. } = *self;
+        let op = match flags & OP {
+            0 => Op::Put,
+            1 => Op::Delete,
+            _ => Op::Patch,
+        };
+        Link { time, at, is_copy: flags & COPY != 0, op, spot, patch, is_taken: flags & TAKEN != 0 }
+    }
 }
 
 /// Patches that are kept at hand while keys are looked at together: the first, and how many.
@@ -71,13 +132,13 @@ pub(crate) struct AtHand {
 }
 
 impl Table {
-    /// A table that has room for about so many bytes.
+    /// A table that has room for about so many bytes, and tells the places only of bodies.
     pub fn new(limit: usize) -> Self {
-        Table::expecting(Expected::default(), limit)
+        Table::expecting(Expected::default(), limit, false)
     }
 
-    /// The same, that need not grow often to hold what is expected.
-    pub fn expecting(expected: Expected, limit: usize) -> Self {
+    /// A table that need not grow often to hold what is expected; perhaps with the places of all changes.
+    pub fn expecting(expected: Expected, limit: usize, all_spots: bool) -> Self {
         // Places have 31 bits.
         let limit = limit.min(1 << 30);
         // Half of the slots that are needed if each change is one of another key.
@@ -85,6 +146,7 @@ impl Table {
         let bits = (expected.changes * 3 / 4).checked_ilog2().unwrap_or(0).clamp(BITS, most);
         Table {
             limit,
+            all_spots,
             records: Vec::with_capacity(expected.bytes.min(limit)),
             slots: vec![0; 1 << bits],
             bits,
@@ -108,10 +170,31 @@ impl Table {
         let before = self.slots[slot] & PLACE;
         self.keys += usize::from(before == 0);
         self.slots[slot] = (hash >> 32) << 32 | (at as u64 + 1);
-        self.records.extend_from_slice(&(before as u32).to_le_bytes());
-        change.write(&mut self.records);
+        self.write(before as u32, change)?;
         self.count += 1;
         Ok(true)
+    }
+
+    fn write(&mut self, before: u32, change: &Change<'_>) -> Result<()> {
+        let length = u32::try_from(change.key.len()).ok().filter(|length| length >> (32 - FLAGS) == 0);
+        let length = length.ok_or_else(|| Error::bug("a key is too long"))?;
+        let has_spot = self.all_spots || change.op == Op::Put;
+        let flags = change.op as u32 | if change.is_copy { COPY } else { 0 } | if has_spot { SPOT } else { 0 };
+        let mut head = [0; HEAD];
+        head[..4].copy_from_slice(&before.to_le_bytes());
+        head[4..8].copy_from_slice(&(length << FLAGS | flags).to_le_bytes());
+        head[8..].copy_from_slice(&change.time.to_le_bytes());
+        self.records.extend_from_slice(&head);
+        if has_spot {
+            self.records.extend_from_slice(&change.spot.frame.to_le_bytes());
+            self.records.extend_from_slice(&change.spot.doc.to_le_bytes());
+        }
+        self.records.extend_from_slice(change.key);
+        if change.op == Op::Patch {
+            self.records.extend_from_slice(&(change.patch.len() as u32).to_le_bytes());
+            self.records.extend_from_slice(change.patch);
+        }
+        Ok(())
     }
 
     /// How many changes there are.
@@ -172,38 +255,33 @@ impl Table {
         key: Cursor,
         mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>,
     ) -> Result<()> {
-        self.take_apart(&mut look.chain, key.offset)?;
-        let key = self.change(key.offset as usize)?.0.key;
+        let key = self.take_apart(&mut look.chain, key.offset)?;
         for (nth, link) in look.chain.iter().enumerate() {
-            let Link { time, at, is_copy, op, spot, patch } = *link;
+            let Link { time, at, is_copy, op, spot, patch, is_taken } = *link;
             let change = Change { key, time, is_copy, op, spot, patch: span(&self.records, patch) };
-            let taken = self.records[at as usize + BEFORE] & TAKEN != 0;
-            if show(nth as u32, &change, taken)? {
+            if show(nth as u32, &change, is_taken)? {
                 look.marks.taken.push(at);
             }
         }
         Ok(())
     }
 
-    /// Takes the changes of a key apart, from the newest one on.
-    fn take_apart(&self, chain: &mut Vec<Link>, newest: u32) -> Result<()> {
+    /// Takes the changes of a key apart, from the newest one on; gives the key.
+    fn take_apart(&self, chain: &mut Vec<Link>, newest: u32) -> Result<&[u8]> {
         chain.clear();
         let mut next = newest + 1;
         while next != 0 {
             let at = next - 1;
-            let mut reader = Records::new(&self.records, at as usize + BEFORE);
-            let (Change { time, is_copy, op, spot, patch, .. }, _) = reader.expect()?;
-            // A patch is the end of what is written of a change.
-            let patch = ((reader.at - patch.len()) as u32, patch.len() as u32);
-            chain.push(Link { time, at, is_copy, op, spot, patch });
-            next = self.before(at as usize)?;
+            let record = self.record(at as usize)?;
+            chain.push(record.link(at));
+            next = record.before;
         }
         // Next to always they came in order.
         chain.reverse();
         if !chain.is_sorted_by_key(|link| link.time) {
             chain.sort_by_key(|link| link.time);
         }
-        Ok(())
+        self.record(newest as usize).map(|record| record.key)
     }
 
     /// The patches that a look has at hand.
@@ -213,19 +291,20 @@ impl Table {
     }
 
     /// Where the change of the same key is that came before one, plus 1; 0 for none.
-    fn before(&self, at: usize) -> Result<u32> {
-        let before = self.records.get(at..at + BEFORE).and_then(|b| b.try_into().ok());
-        before.map(u32::from_le_bytes).ok_or_else(nowhere)
+    fn before(&self, at: usize) -> Option<u32> {
+        self.records.get(at..)?.first_chunk().map(|before| u32::from_le_bytes(*before))
     }
 
-    fn change(&self, at: usize) -> Result<(Change<'_>, u8)> {
-        Records::new(&self.records, at + BEFORE).expect()
+    /// The change at a place.
+    #[inline]
+    fn record(&self, at: usize) -> Result<Record<'_>> {
+        Record::read(&self.records, at).ok_or_else(nowhere)
     }
 
     /// Notes what need not be looked at any more.
     pub fn note(&mut self, marks: &mut Marks) {
         for at in marks.taken.drain(..) {
-            self.records[at as usize + BEFORE] |= TAKEN;
+            self.records[at as usize + 4] |= TAKEN as u8;
         }
         for slot in marks.done.drain(..) {
             self.slots[slot as usize] |= DONE;
@@ -249,16 +328,16 @@ impl Table {
         Ok(())
     }
 
-    /// All changes in the order in which they came, as they were written.
-    pub fn drain(self, mut give: impl FnMut(&Change<'_>, &[u8]) -> Result<()>) -> Result<()> {
+    /// All changes in the order in which they came.
+    pub fn drain(self, mut give: impl FnMut(&Change<'_>) -> Result<()>) -> Result<()> {
         let Table { records, slots, .. } = self;
         drop(slots);
         let mut at = 0;
         while at < records.len() {
-            let mut reader = Records::new(&records, at + BEFORE);
-            let (change, _) = reader.expect()?;
-            give(&change, &records[at + BEFORE..reader.at])?;
-            at = reader.at;
+            let record = Record::read(&records, at).ok_or_else(nowhere)?;
+            let Link { time, is_copy, op, spot, patch, .. } = record.link(at as u32);
+            give(&Change { key: record.key, time, is_copy, op, spot, patch: span(&records, patch) })?;
+            at = record.end;
         }
         Ok(())
     }
@@ -285,7 +364,7 @@ impl Table {
 
     /// The slot of a key, or the free one where it belongs.
     fn slot_of(&self, hash: u64, key: &[u8]) -> Result<usize> {
-        self.search(hash, |place| Ok(self.change(place as usize - 1)?.0.key == key))
+        self.search(hash, |place| Ok(self.record(place as usize - 1)?.key == key))
     }
 
     fn grow(&mut self) {
@@ -373,7 +452,7 @@ mod tests {
                 .into_iter()
                 .map(|(hash, key, time)| (hash << spread, [hash as u8, key].repeat(1 + hash as usize % 3), time))
                 .collect();
-            let mut table = Table::new(1 << 20);
+            let mut table = Table::expecting(Expected::default(), 1 << 20, true);
             let mut expected: BTreeMap<(u64, &[u8]), Vec<Change<'_>>> = BTreeMap::new();
             for (number, plain) in changes.iter().enumerate() {
                 prop_assert!(table.push(plain.0, &change(plain, number)).unwrap());
@@ -413,9 +492,8 @@ mod tests {
             wanted.sort();
             prop_assert_eq!(left, wanted);
             let mut number = 0;
-            table.drain(|drained, record| {
+            table.drain(|drained| {
                 assert_eq!(drained, &change(&changes[number], number));
-                assert_eq!(&Records::new(record, 0).expect().unwrap().0, drained);
                 number += 1;
                 Ok(())
             }).unwrap();
