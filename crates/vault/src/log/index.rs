@@ -3,6 +3,7 @@
 use super::cover::{Cover, Piece};
 use super::object::LogObject;
 use super::{CATALOG_SPACE, CatalogChange, unwrapped};
+use crate::buffers::Buffers;
 use crate::frame::Frame;
 use crate::objects::Objects;
 use crate::segment::SegmentEntry;
@@ -35,14 +36,15 @@ impl LogFrame {
     }
 
     /// What is made of this frame and those after it in its object, as many as `bodies` has entries: whether
-    /// those of their documents are wanted. Each is decoded when it is asked for.
+    /// those of their documents are wanted. Each is decoded when it is asked for, in memory of these buffers.
     pub async fn read_with<T: Send + 'static>(
         &self,
         objects: &Objects,
+        buffers: &Buffers,
         bodies: Vec<bool>,
         work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.object.frames(objects, self.number as usize - 1, bodies, work).await
+        self.object.frames(objects, buffers, self.number as usize - 1, bodies, work).await
     }
 
     /// Whether another frame stands right after this one in the same object.

@@ -2,6 +2,7 @@
 
 use super::Listed;
 use super::header::{self, FrameInfo, LogHeader};
+use crate::buffers::Buffers;
 use crate::crypto::{CHUNK, STORED_CHUNK, head_length};
 use crate::frame::Frame;
 use crate::name::LogName;
@@ -46,26 +47,28 @@ impl LogObject {
 
     /// Reads frame `number` of the header's table, counted from 0.
     pub async fn frame(&self, objects: &Objects, number: usize) -> Result<Frame> {
-        let one = self.frames(objects, number, vec![true], |frames| frames.next().transpose()).await?;
+        let buffers = Buffers::of_frames();
+        let one = self.frames(objects, &buffers, number, vec![true], |frames| frames.next().transpose()).await?;
         one.ok_or_else(not_there)
     }
 
     /// What is made of some frames of the header's table, from the one with number `first` on, off the
-    /// asynchronous threads: each is decoded when it is asked for; the bodies of its documents only if they are
-    /// wanted.
+    /// asynchronous threads: each is decoded when it is asked for, in memory of these buffers; the bodies of its
+    /// documents only if they are wanted.
     pub async fn frames<T: Send + 'static>(
         &self,
         objects: &Objects,
+        buffers: &Buffers,
         first: usize,
         bodies: Vec<bool>,
         work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (path, encoding) = (&self.entry.object, self.encoding);
         let infos = self.header.frames.get(first..first + bodies.len()).ok_or_else(not_there)?.to_vec();
-        let stored = self.stored(objects, first, &infos).await?;
+        let (stored, buffers) = (self.stored(objects, first, &infos).await?, buffers.clone());
         let decode = move || {
             let mut frames = infos.iter().zip(stored).zip(bodies).map(|((info, stored), bodies)| match bodies {
-                true => info.open(encoding, &stored),
+                true => info.open_into(encoding, &stored, &buffers),
                 false => info.open_keys(encoding, &stored),
             });
             work(&mut frames)

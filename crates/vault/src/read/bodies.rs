@@ -105,7 +105,9 @@ impl Reader {
         };
         match group {
             [ChangeFrame::Layer(place)] => self.segments.read_with(&place.entry, vec![place.frame], ours).await,
-            [ChangeFrame::Log(first), ..] => first.read_with(&self.objects, bodies, ours).await,
+            [ChangeFrame::Log(first), ..] => {
+                first.read_with(&self.objects, self.segments.buffers(), bodies, ours).await
+            }
             _ => Err(Error::bug("frames that are not one group")),
         }
     }

@@ -23,6 +23,8 @@ const DONE: u64 = 1 << 31;
 const PLACE: u64 = DONE - 1;
 /// Slots to begin with, as a power of two.
 const BITS: u32 = 8;
+/// Keys that are looked at together, if none are told.
+const NEAR: usize = 128;
 
 /// Changes of many keys, gathered in any order.
 #[derive(Debug)]
@@ -228,9 +230,13 @@ impl Table {
 
     /// The same for the newest change of each hash, or for all.
     pub fn near_changes(&self, look: &mut Look, hashes: impl Iterator<Item = u64>, all: bool) {
-        let places = &mut look.near;
+        let places = hashes.map(|hash| (self.first_alike(hash) & PLACE) as u32).filter(|place| *place != 0);
+        self.near_places(&mut look.near, places, all);
+    }
+
+    fn near_places(&self, places: &mut Vec<u32>, newest: impl Iterator<Item = u32>, all: bool) {
         places.clear();
-        places.extend(hashes.map(|hash| (self.first_alike(hash) & PLACE) as u32).filter(|place| *place != 0));
+        places.extend(newest);
         let mut touched = 0;
         while !places.is_empty() {
             for place in &mut *places {
@@ -318,14 +324,21 @@ impl Table {
         look: &mut Look,
         mut show: impl FnMut(Cursor, u32, &Change<'_>, bool) -> Result<()>,
     ) -> Result<()> {
-        for (slot, newest) in self.slots.iter().enumerate() {
-            if newest & PLACE == 0 || newest & DONE != 0 {
-                continue;
+        let mut left = Vec::with_capacity(NEAR);
+        let mut slots = self.slots.iter().enumerate();
+        loop {
+            left.clear();
+            let is_left = |(_, slot): &(usize, &u64)| **slot & PLACE != 0 && **slot & DONE == 0;
+            left.extend(slots.by_ref().filter(is_left).map(|(number, slot)| (number as u32, slot & PLACE)).take(NEAR));
+            if left.is_empty() {
+                return Ok(());
             }
-            let key = Cursor { block: slot as u32, offset: (newest & PLACE) as u32 - 1, ordinal: 0 };
-            self.of_key(look, key, |nth, change, taken| show(key, nth, change, taken).map(|()| false))?;
+            self.near_places(&mut look.near, left.iter().map(|(_, place)| *place as u32), true);
+            for (slot, newest) in &left {
+                let key = Cursor { block: *slot, offset: *newest as u32 - 1, ordinal: 0 };
+                self.of_key(look, key, |nth, change, taken| show(key, nth, change, taken).map(|()| false))?;
+            }
         }
-        Ok(())
     }
 
     /// All changes in the order in which they came.
