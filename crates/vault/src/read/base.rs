@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Groups that are decoded side by side.
 const AHEAD: usize = 3;
 /// Frames of one group: with what is ahead, that bounds what is decoded.
-const FRAMES: usize = 8;
+const FRAMES: usize = 4;
 
 /// Frames of the oldest layer that counts.
 #[derive(Debug)]

@@ -9,10 +9,11 @@ use crate::segment::SegmentEntry;
 use model::limits::FRAME;
 use model::{CollectionId, EngineTime, Error, Kind, Result};
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of frames of the log that are read at once.
-const GROUP: usize = 8 * FRAME;
+const GROUP: usize = 4 * FRAME;
 /// Decoded frames that are kept of those that an ordered collection goes back to.
 const RECENT: usize = 8;
 
@@ -60,6 +61,11 @@ impl ChangeFrame {
         entry.documents_in(number) as usize
     }
 
+    /// Whether another one stands right after it in the same object of the log.
+    fn goes_on_in(&self, other: &ChangeFrame) -> bool {
+        matches!((self, other), (ChangeFrame::Log(one), ChangeFrame::Log(other)) if one.goes_on_in(other))
+    }
+
     /// Whether it has patches, which are read at once.
     pub fn is_patch(&self) -> bool {
         matches!(self, ChangeFrame::Log(frame) if frame.is_patch)
@@ -90,7 +96,7 @@ impl Reader {
         one.ok_or_else(|| Error::bug("a frame was not read"))
     }
 
-    /// What is made of the frames of one group (see [`group`]), each of which is decoded when it is asked for,
+    /// What is made of the frames of one group (see [`groups`]), each of which is decoded when it is asked for,
     /// off the asynchronous threads; if they are of the log perhaps without the bodies of their documents, unless
     /// these are wanted.
     pub async fn read_with<T: Send + 'static>(
@@ -113,19 +119,22 @@ impl Reader {
     }
 }
 
-/// How many frames at the beginning of these are read at once: of the log those that stand one after the other
+/// Cuts a part of some frames into groups that are read at once: of the log frames that stand one after the other
 /// in the same object, and are not too large together.
-pub(crate) fn group(frames: &[ChangeFrame]) -> usize {
+pub(crate) fn groups(frames: &[ChangeFrame], part: Range<usize>) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
     let mut bytes = 0;
-    let goes_on = |pair: &[ChangeFrame]| match pair {
-        [ChangeFrame::Log(one), ChangeFrame::Log(next)] => one.goes_on_in(next),
-        _ => false,
-    };
-    let fits = |pair: &&[ChangeFrame]| {
-        bytes += pair[0].raw();
-        goes_on(pair) && bytes + pair[1].raw() <= GROUP
-    };
-    frames.len().min(1 + frames.windows(2).take_while(fits).count())
+    for number in part {
+        bytes += frames[number].raw();
+        match groups.last_mut() {
+            Some(last) if bytes <= GROUP && frames[number - 1].goes_on_in(&frames[number]) => last.end = number + 1,
+            _ => {
+                groups.push(number..number + 1);
+                bytes = frames[number].raw();
+            }
+        }
+    }
+    groups
 }
 
 /// Bodies of puts, in the frames that hold them.
@@ -145,17 +154,16 @@ impl Bodies {
         Bodies { reader, frames, kept: HashMap::new(), room, recent: VecDeque::new() }
     }
 
-    /// Which of some frames there is about room for, by their places in `order`.
-    pub fn that_fit(frames: &[ChangeFrame], order: &[u32], room: usize) -> Vec<bool> {
-        let mut left = room;
-        let mut fits = |frame: &ChangeFrame| {
+    /// Which of some frames there is about room for, if they come in this order.
+    pub fn that_fit(frames: &[ChangeFrame], order: impl Iterator<Item = usize>, room: usize) -> Vec<bool> {
+        let (mut fit, mut left) = (vec![false; frames.len()], room);
+        for number in order {
+            let frame = &frames[number];
             let size = frame.raw() + frame.count() * 32;
-            let fits = size <= left;
-            left -= if fits { size } else { 0 };
-            fits
-        };
-        let in_order = order.iter().filter_map(|number| frames.get(*number as usize));
-        in_order.map(|frame| frame.is_patch() || fits(frame)).collect()
+            fit[number] = frame.is_patch() || size <= left;
+            left -= if fit[number] && !frame.is_patch() { size } else { 0 };
+        }
+        fit
     }
 
     /// Keeps a frame if it has bodies that may be wanted, and there is room.

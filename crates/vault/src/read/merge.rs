@@ -10,7 +10,7 @@
 use crate::frame::Frame;
 use crate::read::apply::Applier;
 use crate::read::base::Base;
-use crate::read::bodies::{Bodies, ChangeFrame, Reader, group};
+use crate::read::bodies::{Bodies, ChangeFrame, Reader, groups};
 use crate::read::change::Spot;
 use crate::read::gather::{Changes, Finished};
 use crate::read::hashes::Hashes;
@@ -23,11 +23,11 @@ use crate::read::winners::Winners;
 use futures::channel::mpsc;
 use futures::stream::{self, BoxStream, FuturesOrdered};
 use futures::{SinkExt, StreamExt, TryStreamExt};
-use model::{Batch, EngineTime, Patcher, Result};
+use model::{Batch, EngineTime, Error, Patcher, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Frames that are decoded side by side.
+/// Frames, or groups of them, that are decoded side by side.
 const AHEAD: usize = 3;
 /// Bytes of patches that are kept beside the place of a body until that is read.
 const BESIDE: usize = 64 << 10;
@@ -116,34 +116,26 @@ impl Merge {
         let mut changes = Changes::new(hashes.clone(), expected, memory, share.memory.open, ordered)?;
         let layers = frames.iter().take_while(|f| matches!(f, ChangeFrame::Layer(_))).count();
         // At the same time a copy comes after what the log says.
-        let order: Vec<u32> = (layers as u32..frames.len() as u32).chain(0..layers as u32).collect();
+        let order = [layers..frames.len(), 0..layers];
         // What would not stay here is decoded when its bodies are wanted.
-        let whole = Bodies::that_fit(&frames, &order, room);
-        let ordered_frames: Vec<_> = order.iter().filter_map(|number| frames.get(*number as usize).cloned()).collect();
-        let mut bodies = Bodies::new(reader.clone(), Arc::new(frames), room);
-        let mut groups = Vec::new();
-        let mut from = 0;
-        while from < ordered_frames.len() {
-            let to = from + group(&ordered_frames[from..]);
-            groups.push(from..to);
-            from = to;
-        }
+        let whole = Bodies::that_fit(&frames, order.iter().cloned().flatten(), room);
+        let frames = Arc::new(frames);
+        let mut bodies = Bodies::new(reader.clone(), frames.clone(), room);
+        let groups: Vec<_> = order.into_iter().flat_map(|part| groups(&frames, part)).collect();
         let mut reading = stream::iter(groups)
             .map(|group| {
                 let (reader, hashes) = (&reader, hashes.clone());
-                let (frames, whole) = (&ordered_frames[group.clone()], whole[group.clone()].to_vec());
+                let (of_group, whole) = (&frames[group.clone()], whole[group.clone()].to_vec());
                 async move {
-                    reader
-                        .read_with(frames, whole, move |frames| hashed(frames, &hashes))
-                        .await
-                        .map(|read| (group, read))
+                    let read = reader.read_with(of_group, whole, move |frames| hashed(frames, &hashes)).await?;
+                    Ok::<_, Error>(group.zip(read))
                 }
             })
             .buffered(AHEAD);
-        while let Some((group, read)) = reading.try_next().await? {
-            for (at, (frame, of_keys)) in group.zip(read) {
-                let (number, read) = (order[at], (&frame, &of_keys[..]));
-                match &ordered_frames[at] {
+        while let Some(group) = reading.try_next().await? {
+            for (at, (frame, of_keys)) in group {
+                let (number, read) = (at as u32, (&frame, &of_keys[..]));
+                match &frames[at] {
                     ChangeFrame::Layer(place) => changes.add_layer_frame(number, read, place.read)?,
                     ChangeFrame::Log(log) => {
                         changes.add_log_frame(number, read, (log.after.order.max(dropped), log.until.order))?;

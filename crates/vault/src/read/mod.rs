@@ -19,6 +19,7 @@ mod overlay;
 mod partitions;
 mod parts;
 mod pass;
+mod record;
 mod segments;
 mod spill;
 mod state;

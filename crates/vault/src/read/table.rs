@@ -1,22 +1,10 @@
 //! Changes in memory, as they came, found by the hashes of their keys.
 
-use crate::read::change::{Change, Cursor, Op, Spot};
+use crate::read::change::{Change, Cursor, Op};
 use crate::read::parts::Expected;
+use crate::read::record::{Link, Record, Span, most_bytes, span, take, write};
 use model::{Error, Result};
 
-/// Bytes before each change's key: where the change of the same key is that came before it, plus 1, and 0 for
-/// none; flags and the length of the key; the time.
-const HEAD: usize = 16;
-/// In flags: the operation.
-const OP: u32 = 3;
-/// It is a copy.
-const COPY: u32 = 4;
-/// The change's place follows.
-const SPOT: u32 = 8;
-/// It need not be looked at any more.
-const TAKEN: u32 = 16;
-/// How many bits flags have.
-const FLAGS: u32 = 5;
 /// In a slot: nothing of the key need be looked at any more.
 const DONE: u64 = 1 << 31;
 /// Bits of a slot that tell where the newest change of its key is, plus 1.
@@ -63,69 +51,6 @@ pub(crate) struct Marks {
     taken: Vec<u32>,
 }
 
-/// Where some bytes are among the records: from, and how many.
-type Span = (u32, u32);
-
-/// One change of the key that is looked at, taken apart.
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    time: u64,
-    /// Where it is.
-    at: u32,
-    is_copy: bool,
-    op: Op,
-    spot: Spot,
-    patch: Span,
-    is_taken: bool,
-}
-
-/// One change, as it is written.
-#[derive(Debug, Clone, Copy)]
-struct Record<'a> {
-    before: u32,
-    flags: u32,
-    time: u64,
-    spot: Spot,
-    key: &'a [u8],
-    patch: Span,
-    /// Where the next one begins.
-    end: usize,
-}
-
-impl<'a> Record<'a> {
-    #[inline]
-    fn read(records: &'a [u8], at: usize) -> Option<Self> {
-        let (head, rest) = records.get(at..)?.split_first_chunk::<HEAD>()?;
-        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| head[at + i]));
-        let (before, flags, time) = (word(0), word(4), u64::from(word(8)) | u64::from(word(12)) << 32);
-        let (mut spot, mut rest, mut at) = (Spot { frame: 0, doc: 0 }, rest, at + HEAD);
-        if flags & SPOT != 0 {
-            let (numbers, after) = rest.split_first_chunk::<8>()?;
-            let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| numbers[at + i]));
-            (spot, rest, at) = (Spot { frame: half(0), doc: half(4) }, after, at + 8);
-        }
-        let (key, rest) = rest.split_at_checked((flags >> FLAGS) as usize)?;
-        let mut end = at + key.len();
-        let mut patch = (end as u32, 0);
-        if flags & OP == Op::Patch as u32 {
-            let length = u32::from_le_bytes(*rest.first_chunk()?);
-            patch = (end as u32 + 4, length);
-            end += 4 + length as usize;
-        }
-        Some(Record { before, flags, time, spot, key, patch, end })
-    }
-
-    fn link(&self, at: u32) -> Link {
-        let Record { flags, time, spot, patch, .. } = *self;
-        let op = match flags & OP {
-            0 => Op::Put,
-            1 => Op::Delete,
-            _ => Op::Patch,
-        };
-        Link { time, at, is_copy: flags & COPY != 0, op, spot, patch, is_taken: flags & TAKEN != 0 }
-    }
-}
-
 /// Patches that are kept at hand while keys are looked at together: the first, and how many.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct AtHand {
@@ -165,38 +90,16 @@ impl Table {
             self.grow();
         }
         let full = self.keys * 8 > self.slots.len() * 7;
-        if full || self.bytes() + change.key.len() + change.patch.len() > self.limit {
+        if full || self.bytes() + most_bytes(change) > self.limit {
             return Ok(false);
         }
         let slot = self.slot_of(hash, change.key)?;
         let before = self.slots[slot] & PLACE;
         self.keys += usize::from(before == 0);
         self.slots[slot] = (hash >> 32) << 32 | (at as u64 + 1);
-        self.write(before as u32, change)?;
+        write(before as u32, change, self.all_spots, &mut self.records)?;
         self.count += 1;
         Ok(true)
-    }
-
-    fn write(&mut self, before: u32, change: &Change<'_>) -> Result<()> {
-        let length = u32::try_from(change.key.len()).ok().filter(|length| length >> (32 - FLAGS) == 0);
-        let length = length.ok_or_else(|| Error::bug("a key is too long"))?;
-        let has_spot = self.all_spots || change.op == Op::Put;
-        let flags = change.op as u32 | if change.is_copy { COPY } else { 0 } | if has_spot { SPOT } else { 0 };
-        let mut head = [0; HEAD];
-        head[..4].copy_from_slice(&before.to_le_bytes());
-        head[4..8].copy_from_slice(&(length << FLAGS | flags).to_le_bytes());
-        head[8..].copy_from_slice(&change.time.to_le_bytes());
-        self.records.extend_from_slice(&head);
-        if has_spot {
-            self.records.extend_from_slice(&change.spot.frame.to_le_bytes());
-            self.records.extend_from_slice(&change.spot.doc.to_le_bytes());
-        }
-        self.records.extend_from_slice(change.key);
-        if change.op == Op::Patch {
-            self.records.extend_from_slice(&(change.patch.len() as u32).to_le_bytes());
-            self.records.extend_from_slice(change.patch);
-        }
-        Ok(())
     }
 
     /// How many changes there are.
@@ -310,7 +213,7 @@ impl Table {
     /// Notes what need not be looked at any more.
     pub fn note(&mut self, marks: &mut Marks) {
         for at in marks.taken.drain(..) {
-            self.records[at as usize + 4] |= TAKEN as u8;
+            take(&mut self.records, at);
         }
         for slot in marks.done.drain(..) {
             self.slots[slot as usize] |= DONE;
@@ -429,10 +332,6 @@ impl Marks {
     }
 }
 
-fn span(records: &[u8], (from, length): Span) -> &[u8] {
-    records.get(from as usize..from as usize + length as usize).unwrap_or_default()
-}
-
 fn nowhere() -> Error {
     Error::bug("a table of changes does not hold what it says")
 }
@@ -441,6 +340,7 @@ fn nowhere() -> Error {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::read::change::Spot;
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 

@@ -198,7 +198,15 @@ fn overlaid(
     match changes.finish().unwrap() {
         Finished::Whole(mut overlay) => {
             assert!(!large || ordered);
-            base.iter().for_each(|(key, read)| driven.document(&mut overlay, hash(*key), *key, at(*read)));
+            // Documents without an order are looked up side by side.
+            let mut shared = (!ordered).then(|| overlay.shared().unwrap());
+            for (i, (key, read)) in base.iter().enumerate() {
+                let looked_up = shared.as_mut().filter(|_| i % 2 == 1).unwrap_or(&mut overlay);
+                driven.document(looked_up, hash(*key), *key, at(*read));
+            }
+            if let Some(shared) = shared {
+                overlay.mark(shared.marks());
+            }
             driven.left(&mut overlay, 12)?;
         }
         Finished::Parts(mut parts) => {
