@@ -21,9 +21,6 @@ pub const ATTACHMENT_PACKED: usize = 1 << 20;
 /// Attachments up to this (128 KiB) stand beside the change that tells of them in the log. Larger ones are
 /// objects of their own, which later changes refer to: a document that changes brings them only once.
 pub const ATTACHMENT_BESIDE: usize = 128 << 10;
-/// The largest attachment that a change in the log may carry (8 MiB): the log keeps it beside the change,
-/// and memory holds a few of these, in several forms. A photograph fits.
-pub const ATTACHMENT_INLINE: u64 = 8 << 20;
 /// Raw bytes of one part of a large attachment (16 MiB): bounds memory to a few parts in flight.
 pub const PART: usize = 16 << 20;
 /// Raw bytes a source should put into one batch (256 KiB): large enough that channel costs vanish.

@@ -32,8 +32,8 @@ const FRAMES: Sizes = Sizes {
     kept: (FRAME, 2 * FRAME + 2 * SPARE),
     count: 4 * SEGMENT_TARGET / FRAME,
 };
-/// Whole segments: one that is read, and one that is decrypted.
-const SEGMENTS: Sizes = Sizes { expected: 1 << 20, new: 0, kept: (1 << 20, SEGMENT_MAX), count: 2 };
+/// Whole segments, and some frames of an object together: those that are decoded side by side.
+const SEGMENTS: Sizes = Sizes { expected: 256 << 10, new: 0, kept: (256 << 10, SEGMENT_MAX), count: 3 };
 
 /// Buffers that wait to be filled again.
 #[derive(Debug, Clone)]

@@ -166,12 +166,24 @@ impl Cipher {
 
     /// Decrypts the bytes of [`Cipher::stored_range`].
     pub(crate) fn open_range(&self, head: &[u8], fetched: &[u8], plain: std::ops::Range<u64>) -> Result<Vec<u8>> {
+        self.open_range_into(head, fetched, plain, Vec::new())
+    }
+
+    /// The same, into an empty buffer.
+    pub(crate) fn open_range_into(
+        &self,
+        head: &[u8],
+        fetched: &[u8],
+        plain: std::ops::Range<u64>,
+        mut out: Vec<u8>,
+    ) -> Result<Vec<u8>> {
         let length = (plain.end - plain.start) as usize;
         if self.is_plain() {
             if fetched.len() != length {
                 return Err(truncated());
             }
-            return Ok(fetched.to_vec());
+            out.extend_from_slice(fetched);
+            return Ok(out);
         }
         let body_at = head.len() as u64 + first_chunk(plain.start) * STORED_CHUNK;
         let sparse = Sparse { head, body: fetched, body_at, at: 0 };
@@ -184,9 +196,9 @@ impl Cipher {
         if edge {
             reader.read_exact(&mut [0]).map_err(|e| damaged(&e))?;
         }
-        let mut out = vec![0; length];
-        reader.read_exact(&mut out).map_err(|e| damaged(&e))?;
-        Ok(out)
+        out.reserve_exact(length);
+        reader.take(length as u64).read_to_end(&mut out).map_err(|e| damaged(&e))?;
+        if out.len() == length { Ok(out) } else { Err(truncated()) }
     }
 
     fn ages(&self) -> impl Iterator<Item = &dyn age::Identity> {

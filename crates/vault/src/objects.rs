@@ -129,8 +129,11 @@ impl Objects {
     pub async fn read_range(&self, path: &str, size: u64, head: &[u8], plain: std::ops::Range<u64>) -> Result<Bytes> {
         let at = self.cipher.stored_range(head.len() as u64, size, plain.clone());
         let fetched = self.storage.read_range(path, at).await.map_err(|e| self.missing(path, e))?;
-        let (cipher, head) = (self.cipher.clone(), head.to_vec());
-        let open = move || cipher.open_range(&head, &fetched, plain).map(Bytes::from);
+        let (cipher, buffers, head) = (self.cipher.clone(), self.buffers.clone(), head.to_vec());
+        let open = move || {
+            let buffer = buffers.take((plain.end - plain.start) as usize);
+            cipher.open_range_into(&head, &fetched, plain, buffer).map(|opened| buffers.lend(opened))
+        };
         blocking(open).await.context(|| format!("reading {path}"))
     }
 }

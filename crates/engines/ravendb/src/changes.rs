@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use model::{
     AttachmentStore, Batch, ChangeBatch, ChangeItem, ChangeStream, Clock, EngineTime, Error, ErrorKind, Following, Gap,
-    InlineStore, Position, Result, Selection, SystemClock, Until,
+    HashingStore, Position, Result, Selection, SystemClock, Until,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -122,7 +122,7 @@ impl Place {
         }
         let (position, collections) = (self.position()?, Vec::new());
         let from = Following { position, time: EngineTime::ZERO, collections, selection: selection.clone() };
-        let increment = self.increment(server, &from, Arc::new(InlineStore));
+        let increment = self.increment(server, &from, Arc::new(HashingStore));
         match increment.read(&mut Nothing, true).await {
             Ok(_) => Ok(None),
             Err(e) if e.kind() == ErrorKind::HistoryLost => Ok(Some(e.message().to_owned())),

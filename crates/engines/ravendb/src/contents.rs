@@ -11,6 +11,8 @@ use model::{AttachmentStream, ErrorKind, Result};
 use reqwest::Method;
 use std::collections::{HashMap, VecDeque};
 
+/// Bytes of the largest content that is kept (8 MiB): larger ones are asked for by themselves.
+pub(crate) const AT_HAND: u64 = 8 << 20;
 /// Bytes that are kept of what the export brought: it gives a content just before the first document
 /// that names it.
 const KEPT: usize = 16 << 20;

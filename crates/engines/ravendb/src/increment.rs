@@ -96,8 +96,8 @@ impl Increment {
                 bytes += item.body.len() as u64;
             }
             for batch in told.take(&mut reader, event).await? {
-                // Others are where they stay already.
-                bytes += batch.attachments.iter().filter(|a| a.is_inline()).map(|a| a.length).sum::<u64>();
+                // A place may hold the content itself; what else there is of it is where it stays already.
+                bytes += batch.attachments.iter().map(|a| a.place.len() as u64).sum::<u64>();
                 taker.take(batch).await?;
             }
             if bytes > MOST {

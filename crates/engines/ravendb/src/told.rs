@@ -14,7 +14,6 @@ use crate::metadata::{Attached, Metadata};
 use crate::server::Server;
 use bytes::Bytes;
 use futures::StreamExt;
-use model::limits::ATTACHMENT_INLINE;
 use model::{AttachmentStore, Batch, Error, ErrorKind, Kind, Result, Selection};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -177,7 +176,7 @@ impl Told {
                 self.gather.time_series(&item.body, &blob)
             }
             (Kind::TimeSeries, _) => Err(Error::corrupt("the export holds a segment of a time series without content")),
-            (_, Some(size)) if size > ATTACHMENT_INLINE || self.no_attachments || self.dry => reader.skip_blob().await,
+            (_, Some(size)) if size > contents::AT_HAND || self.no_attachments || self.dry => reader.skip_blob().await,
             (_, Some(size)) => {
                 let head: Head = parse(&item.body, "the head of an attachment")?;
                 let content = reader.blob(size).await?;
@@ -236,12 +235,6 @@ impl Told {
         let asks = revision.is_none() && of.size > ASKED;
         if asks && contents::is_old(&self.server, id, &of.name, database, *etag).await? {
             return Ok(());
-        }
-        if of.size > self.store.largest() {
-            let (name, mib) = (&of.name, self.store.largest() >> 20);
-            let text =
-                format!("the attachment {name} of {id} is new, and larger than the {mib} MiB that a change may carry");
-            return Err(Error::new(ErrorKind::HistoryLost, text));
         }
         if self.dry {
             return Ok(());

@@ -1,5 +1,6 @@
 //! The header of a log object, and the checks of an object that has all its bytes here.
 
+use crate::buffers::Buffers;
 use crate::frame::{self, Frame};
 use crate::hash::{hex, unhex32};
 use crate::name::LogName;
@@ -85,6 +86,12 @@ impl FrameInfo {
     pub fn open(&self, encoding: Encoding, stored: &[u8]) -> Result<Frame> {
         self.check(stored)?;
         self.is_told(segment::read_frame(encoding, stored, self.raw)?)
+    }
+
+    /// The same, into a buffer of these.
+    pub fn open_into(&self, encoding: Encoding, stored: &[u8], buffers: &Buffers) -> Result<Frame> {
+        self.check(stored)?;
+        self.is_told(segment::read_frame_into(encoding, stored, self.raw, buffers)?)
     }
 
     /// The same without the bodies of its documents, if these are not needed to read their keys.

@@ -3,6 +3,7 @@
 use super::cover::{Cover, Piece};
 use super::object::LogObject;
 use super::{CATALOG_SPACE, CatalogChange, unwrapped};
+use crate::buffers::Buffers;
 use crate::frame::Frame;
 use crate::objects::Objects;
 use crate::segment::SegmentEntry;
@@ -31,12 +32,24 @@ pub(crate) struct LogFrame {
 impl LogFrame {
     /// Reads the frame, also with changes that do not count.
     pub async fn read(&self, objects: &Objects) -> Result<Frame> {
-        self.object.frame(objects, self.number as usize - 1, true).await
+        self.object.frame(objects, self.number as usize - 1).await
     }
 
-    /// The same, but perhaps without the bodies of its documents.
-    pub async fn read_keys(&self, objects: &Objects) -> Result<Frame> {
-        self.object.frame(objects, self.number as usize - 1, false).await
+    /// What is made of this frame and those after it in its object, as many as `bodies` has entries: whether
+    /// those of their documents are wanted. Each is decoded when it is asked for, in memory of these buffers.
+    pub async fn read_with<T: Send + 'static>(
+        &self,
+        objects: &Objects,
+        buffers: &Buffers,
+        bodies: Vec<bool>,
+        work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.object.frames(objects, buffers, self.number as usize - 1, bodies, work).await
+    }
+
+    /// Whether another frame stands right after this one in the same object.
+    pub fn goes_on_in(&self, other: &LogFrame) -> bool {
+        Arc::ptr_eq(&self.object, &other.object) && self.number + 1 == other.number
     }
 }
 

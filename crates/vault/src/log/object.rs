@@ -1,7 +1,8 @@
 //! Reading log objects: small ones whole, of others the header and the frames that are wanted.
 
 use super::Listed;
-use super::header::{self, LogHeader};
+use super::header::{self, FrameInfo, LogHeader};
+use crate::buffers::Buffers;
 use crate::crypto::{CHUNK, STORED_CHUNK, head_length};
 use crate::frame::Frame;
 use crate::name::LogName;
@@ -44,29 +45,59 @@ impl LogObject {
         self.kept = None;
     }
 
-    /// Reads frame `number` of the header's table, counted from 0; the bodies of its documents only if
-    /// they are wanted.
-    pub async fn frame(&self, objects: &Objects, number: usize, bodies: bool) -> Result<Frame> {
-        let path = &self.entry.object;
-        let info = self.header.frames.get(number).ok_or_else(|| Error::bug("a frame that the log does not have"))?;
-        let stored = match &self.kept {
-            Some(frames) => frames.get(number).cloned().unwrap_or_default(),
-            None if self.entry.size <= SMALL => {
-                let frames =
-                    segment::split(&objects.read_exactly(path).await?).context(|| format!("reading {path}"))?;
-                frames.into_iter().nth(number + 1).map(|(stored, _)| stored).unwrap_or_default()
-            }
-            None => {
-                let head = self.entry.head_bytes()?;
-                let start = self.entry.frames.iter().take(number + 1).map(|f| u64::from(f.stored)).sum::<u64>();
-                let range = start..start + u64::from(info.stored);
-                objects.read_range(path, self.entry.size, &head, range).await?
-            }
-        };
-        let (info, encoding) = (info.clone(), self.encoding);
-        let open = move || if bodies { info.open(encoding, &stored) } else { info.open_keys(encoding, &stored) };
-        blocking(open).await.context(|| format!("reading {path}"))
+    /// Reads frame `number` of the header's table, counted from 0.
+    pub async fn frame(&self, objects: &Objects, number: usize) -> Result<Frame> {
+        let buffers = Buffers::of_frames();
+        let one = self.frames(objects, &buffers, number, vec![true], |frames| frames.next().transpose()).await?;
+        one.ok_or_else(not_there)
     }
+
+    /// What is made of some frames of the header's table, from the one with number `first` on, off the
+    /// asynchronous threads: each is decoded when it is asked for, in memory of these buffers; the bodies of its
+    /// documents only if they are wanted.
+    pub async fn frames<T: Send + 'static>(
+        &self,
+        objects: &Objects,
+        buffers: &Buffers,
+        first: usize,
+        bodies: Vec<bool>,
+        work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (path, encoding) = (&self.entry.object, self.encoding);
+        let infos = self.header.frames.get(first..first + bodies.len()).ok_or_else(not_there)?.to_vec();
+        let (stored, buffers) = (self.stored(objects, first, &infos).await?, buffers.clone());
+        let decode = move || {
+            let mut frames = infos.iter().zip(stored).zip(bodies).map(|((info, stored), bodies)| match bodies {
+                true => info.open_into(encoding, &stored, &buffers),
+                false => info.open_keys(encoding, &stored),
+            });
+            work(&mut frames)
+        };
+        blocking(decode).await.context(|| format!("reading {path}"))
+    }
+
+    /// The bytes of frames that stand one after the other, still compressed.
+    async fn stored(&self, objects: &Objects, first: usize, infos: &[FrameInfo]) -> Result<Vec<Bytes>> {
+        let path = &self.entry.object;
+        if let Some(kept) = &self.kept {
+            return kept.get(first..first + infos.len()).map(<[Bytes]>::to_vec).ok_or_else(not_there);
+        }
+        if self.entry.size <= SMALL {
+            let frames = segment::split(&objects.read_exactly(path).await?).context(|| format!("reading {path}"))?;
+            return Ok(frames.into_iter().skip(first + 1).map(|(stored, _)| stored).collect());
+        }
+        let head = self.entry.head_bytes()?;
+        let start = self.entry.frames.iter().take(first + 1).map(|f| u64::from(f.stored)).sum::<u64>();
+        let length = infos.iter().map(|info| info.stored as usize).sum::<usize>();
+        let mut all = objects.read_range(path, self.entry.size, &head, start..start + length as u64).await?;
+        let cut =
+            infos.iter().map(|info| (info.stored as usize <= all.len()).then(|| all.split_to(info.stored as usize)));
+        cut.collect::<Option<Vec<_>>>().ok_or_else(not_there)
+    }
+}
+
+fn not_there() -> Error {
+    Error::bug("a frame that the log does not have")
 }
 
 /// Reads an object's header and checks its signature and that it is what its name says; a small

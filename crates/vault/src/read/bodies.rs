@@ -9,8 +9,11 @@ use crate::segment::SegmentEntry;
 use model::limits::FRAME;
 use model::{CollectionId, EngineTime, Error, Kind, Result};
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
+/// Bytes of frames of the log that are read at once.
+const GROUP: usize = 4 * FRAME;
 /// Decoded frames that are kept of those that an ordered collection goes back to.
 const RECENT: usize = 8;
 
@@ -58,6 +61,11 @@ impl ChangeFrame {
         entry.documents_in(number) as usize
     }
 
+    /// Whether another one stands right after it in the same object of the log.
+    fn goes_on_in(&self, other: &ChangeFrame) -> bool {
+        matches!((self, other), (ChangeFrame::Log(one), ChangeFrame::Log(other)) if one.goes_on_in(other))
+    }
+
     /// Whether it has patches, which are read at once.
     pub fn is_patch(&self) -> bool {
         matches!(self, ChangeFrame::Log(frame) if frame.is_patch)
@@ -84,22 +92,49 @@ pub(crate) struct Reader {
 impl Reader {
     /// Reads a frame.
     pub async fn read(&self, from: &ChangeFrame) -> Result<Frame> {
-        self.read_as(from, true).await
+        let one = self.read_with(std::slice::from_ref(from), vec![true], |frames| frames.next().transpose()).await?;
+        one.ok_or_else(|| Error::bug("a frame was not read"))
     }
 
-    /// Reads a frame; of one in the log perhaps without the bodies of its documents, unless they are wanted.
-    pub async fn read_as(&self, from: &ChangeFrame, bodies: bool) -> Result<Frame> {
-        let frame = match from {
-            ChangeFrame::Log(frame) if !bodies => frame.read_keys(&self.objects).await?,
-            ChangeFrame::Log(frame) => frame.read(&self.objects).await?,
-            ChangeFrame::Layer(place) => {
-                let mut frames = self.segments.read(&place.entry, vec![place.frame]).await?;
-                frames.pop().ok_or_else(|| Error::bug("a frame was not read"))?
-            }
+    /// What is made of the frames of one group (see [`groups`]), each of which is decoded when it is asked for,
+    /// off the asynchronous threads; if they are of the log perhaps without the bodies of their documents, unless
+    /// these are wanted.
+    pub async fn read_with<T: Send + 'static>(
+        &self,
+        group: &[ChangeFrame],
+        bodies: Vec<bool>,
+        work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let id = self.id.clone();
+        let ours = move |frames: &mut dyn Iterator<Item = Result<Frame>>| {
+            work(&mut frames.map(|frame| frame.and_then(|f| check_collection(&f.batch, &id).map(|()| f))))
         };
-        check_collection(&frame.batch, &self.id)?;
-        Ok(frame)
+        match group {
+            [ChangeFrame::Layer(place)] => self.segments.read_with(&place.entry, vec![place.frame], ours).await,
+            [ChangeFrame::Log(first), ..] => {
+                first.read_with(&self.objects, self.segments.buffers(), bodies, ours).await
+            }
+            _ => Err(Error::bug("frames that are not one group")),
+        }
     }
+}
+
+/// Cuts a part of some frames into groups that are read at once: of the log frames that stand one after the other
+/// in the same object, and are not too large together.
+pub(crate) fn groups(frames: &[ChangeFrame], part: Range<usize>) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    let mut bytes = 0;
+    for number in part {
+        bytes += frames[number].raw();
+        match groups.last_mut() {
+            Some(last) if bytes <= GROUP && frames[number - 1].goes_on_in(&frames[number]) => last.end = number + 1,
+            _ => {
+                groups.push(number..number + 1);
+                bytes = frames[number].raw();
+            }
+        }
+    }
+    groups
 }
 
 /// Bodies of puts, in the frames that hold them.
@@ -119,16 +154,16 @@ impl Bodies {
         Bodies { reader, frames, kept: HashMap::new(), room, recent: VecDeque::new() }
     }
 
-    /// Which of some frames there is about room for, by their places in `order`.
-    pub fn that_fit(&self, order: &[u32]) -> Vec<bool> {
-        let mut left = self.room;
-        let mut fits = |number: &u32| {
-            let size = self.frames.get(*number as usize).map_or(0, |f| f.raw() + f.count() * 32);
-            let fits = size <= left;
-            left -= if fits { size } else { 0 };
-            fits
-        };
-        order.iter().map(|n| self.frames.get(*n as usize).is_none_or(ChangeFrame::is_patch) || fits(n)).collect()
+    /// Which of some frames there is about room for, if they come in this order.
+    pub fn that_fit(frames: &[ChangeFrame], order: impl Iterator<Item = usize>, room: usize) -> Vec<bool> {
+        let (mut fit, mut left) = (vec![false; frames.len()], room);
+        for number in order {
+            let frame = &frames[number];
+            let size = frame.raw() + frame.count() * 32;
+            fit[number] = frame.is_patch() || size <= left;
+            left -= if fit[number] && !frame.is_patch() { size } else { 0 };
+        }
+        fit
     }
 
     /// Keeps a frame if it has bodies that may be wanted, and there is room.

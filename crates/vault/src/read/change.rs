@@ -34,8 +34,6 @@ const COPY: u8 = 4;
 pub(crate) const SAME: u8 = 8;
 /// The key is that of the last change of the block before.
 pub(crate) const GOES_ON: u8 = 16;
-/// It need not be looked at any more.
-pub(crate) const TAKEN: u8 = 32;
 
 impl Change<'_> {
     /// Writes it with its key.

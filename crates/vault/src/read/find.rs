@@ -218,7 +218,7 @@ impl<'a> SourceOf<'a> {
         let mut all = Vec::new();
         for (number, (object, after)) in self.log.iter().enumerate() {
             for (i, info) in object.header.frames.iter().enumerate().filter(|(_, f)| f.kind.space() == CATALOG_SPACE) {
-                let frame = object.frame(self.objects, i, true).await?;
+                let frame = object.frame(self.objects, i).await?;
                 let changes = log::catalog_changes(&frame, *after, EngineTime::MAX);
                 let changes = changes.context(|| format!("reading what became of collection {}", info.collection))?;
                 all.extend(changes.into_iter().map(|(id, info, time)| (id, info, time, number)));
@@ -313,7 +313,7 @@ impl<'a> SourceOf<'a> {
                 if !is_ours || !may_be_in(&info.keys, hash)? {
                     continue;
                 }
-                let frame = object.frame(self.objects, i, true).await?;
+                let frame = object.frame(self.objects, i).await?;
                 let (key, after) = (key.to_vec(), *after);
                 events.extend(blocking(move || Ok(events_of(&frame, &key, after, number))).await?);
             }

@@ -1,22 +1,24 @@
 //! Gathers changes: in a table, or, if there are more than memory holds, in a temporary file.
 
 use crate::frame::Frame;
-use crate::hash::{HashKeys, key_after};
 use crate::read::change::{Change, Op, Spot};
+use crate::read::hashes::Hashes;
 use crate::read::overlay::Overlay;
 use crate::read::parts::{Expected, Parts};
 use crate::read::spill::{OpenFile, Sorter};
-use crate::read::table::Table;
+use crate::read::table::{Look, Table};
 use model::{Batch, EngineTime, Error, Kind, Result};
+
+/// Keys that are looked up together: all that tells of them has room near to the processor.
+const NEAR: usize = 128;
 
 /// Collects the changes of one collection and kind space.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    keys: HashKeys,
+    hashes: Hashes,
     gathered: Gathered,
     expected: Expected,
-    /// Of the keys of a frame.
-    hashes: Vec<u64>,
+    look: Look,
     record: Vec<u8>,
     memory: usize,
     open: OpenFile,
@@ -45,51 +47,61 @@ pub(crate) enum Finished {
 impl Changes {
     /// Collects changes of a collection that is ordered or not in about so much memory. Goes over to a
     /// file when they do not fit; at once, if that is expected.
-    pub fn new(keys: HashKeys, expected: Expected, memory: usize, open: OpenFile, ordered: bool) -> Result<Self> {
+    pub fn new(hashes: Hashes, expected: Expected, memory: usize, open: OpenFile, ordered: bool) -> Result<Self> {
         let gathered = match (expected.bytes <= memory, ordered) {
-            (true, _) => Gathered::Table(Table::expecting(expected, memory)),
+            (true, _) => Gathered::Table(Table::expecting(expected, memory, ordered)),
             // Half at most, as what was collected is here while blocks are made of it.
             (false, true) => Gathered::Sorter(Sorter::new(memory / 2, open)),
             (false, false) => Gathered::Parts(Parts::new(expected, memory, open)?),
         };
-        Ok(Changes { keys, gathered, expected, hashes: Vec::new(), record: Vec::new(), memory, open, ordered })
+        Ok(Changes { hashes, gathered, expected, look: Look::default(), record: Vec::new(), memory, open, ordered })
     }
 
-    /// Adds a frame of the change log: of its changes those after one time and up to another. Frames
-    /// come in order, and those of layers after all of them: copies stand after log entries of the
-    /// same time.
-    pub fn add_log_frame(&mut self, number: u32, frame: &Frame, after: u64, until: u64) -> Result<()> {
+    /// Adds a frame of the change log, and the hashes of its keys: of its changes those after one time
+    /// and up to another. Frames come in order, and those of layers after all of them: copies stand after
+    /// log entries of the same time.
+    pub fn add_log_frame(
+        &mut self,
+        number: u32,
+        (frame, hashes): (&Frame, &[u64]),
+        (after, until): (u64, u64),
+    ) -> Result<()> {
         if frame.times.len() != frame.batch.len() {
             return Err(Error::corrupt("a frame of the change log has no times"));
         }
-        self.add(number, &frame.batch, false, |i| {
+        self.add(number, &frame.batch, hashes, false, |i| {
             let time = frame.times[i].order;
             (after < time && time <= until).then_some(time)
         })
     }
 
-    /// Adds a frame of a layer that was read at `time`.
-    pub fn add_layer_frame(&mut self, number: u32, frame: &Frame, time: EngineTime) -> Result<()> {
-        self.add(number, &frame.batch, true, |_| Some(time.order))
+    /// Adds a frame of a layer that was read at `time`, and the hashes of its keys.
+    pub fn add_layer_frame(&mut self, number: u32, (frame, hashes): (&Frame, &[u64]), time: EngineTime) -> Result<()> {
+        self.add(number, &frame.batch, hashes, true, |_| Some(time.order))
     }
 
-    fn add(&mut self, frame: u32, batch: &Batch, is_copy: bool, time: impl Fn(usize) -> Option<u64>) -> Result<()> {
+    fn add(
+        &mut self,
+        frame: u32,
+        batch: &Batch,
+        hashes: &[u64],
+        is_copy: bool,
+        time: impl Fn(usize) -> Option<u64>,
+    ) -> Result<()> {
         let op = match &batch.kind {
             kind if kind.is_tombstone() => Op::Delete,
             Kind::Patch => Op::Patch,
             _ => Op::Put,
         };
-        self.keys.keys_of(batch, &mut self.hashes);
-        if let Gathered::Table(table) = &mut self.gathered {
-            table.near_slots(&self.hashes);
-            table.near_changes(self.hashes.iter().copied(), false);
+        if hashes.len() != batch.len() {
+            return Err(Error::bug("changes without the hashes of their keys"));
         }
-        if let Gathered::Parts(parts) = &self.gathered {
-            parts.near(&self.hashes);
-        }
-        for i in 0..batch.len() {
+        for (i, hash) in hashes.iter().copied().enumerate() {
+            if i % NEAR == 0 {
+                self.near(&hashes[i..hashes.len().min(i + NEAR)]);
+            }
             let Some(time) = time(i) else { continue };
-            let (key, hash) = (batch.key_of(i), self.hashes[i]);
+            let key = batch.key_of(i);
             let spot = Spot { frame, doc: i as u32 };
             let patch = if op == Op::Patch { batch.body_of(i) } else { b"" };
             let change = Change { key, time, is_copy, op, spot, patch };
@@ -97,7 +109,7 @@ impl Changes {
                 if table.push(hash, &change)? {
                     continue;
                 }
-                self.go_over(&self.keys.key_prefix(&batch.collection, &batch.kind))?;
+                self.go_over()?;
             }
             match &mut self.gathered {
                 Gathered::Table(_) => return Err(Error::bug("a table of changes stays full")),
@@ -112,8 +124,20 @@ impl Changes {
         Ok(())
     }
 
+    /// Brings near to the processor what tells of some hashes.
+    fn near(&mut self, hashes: &[u64]) {
+        match &self.gathered {
+            Gathered::Table(table) => {
+                table.near_slots(hashes);
+                table.near_changes(&mut self.look, hashes.iter().copied(), false);
+            }
+            Gathered::Parts(parts) => parts.near(hashes),
+            Gathered::Sorter(_) => {}
+        }
+    }
+
     /// Goes over to a file, as there are more changes than memory holds.
-    fn go_over(&mut self, prefix: &highway::HighwayHasher) -> Result<()> {
+    fn go_over(&mut self) -> Result<()> {
         // Little more memory, as the table is here until its last change has gone.
         let to = match self.ordered {
             true => Gathered::Sorter(Sorter::new(self.memory / 8, self.open)),
@@ -122,12 +146,16 @@ impl Changes {
         let Gathered::Table(table) = std::mem::replace(&mut self.gathered, to) else {
             return Err(Error::bug("changes in a file are to go to one"));
         };
-        let gathered = &mut self.gathered;
-        table.drain(|change, record| {
-            let hash = key_after(prefix, change.key);
+        let (gathered, record) = (&mut self.gathered, &mut self.record);
+        table.drain(|change| {
+            let hash = self.hashes.of(change.key);
             match gathered {
                 Gathered::Parts(parts) => parts.push(hash, change),
-                Gathered::Sorter(sorter) => sorter.push([hash, change.time], record),
+                Gathered::Sorter(sorter) => {
+                    record.clear();
+                    change.write(record);
+                    sorter.push([hash, change.time], record)
+                }
                 Gathered::Table(_) => Err(Error::bug("changes of a table are to go to one")),
             }
         })
@@ -136,7 +164,7 @@ impl Changes {
     /// After it, documents can be looked up.
     pub fn finish(self) -> Result<Finished> {
         match self.gathered {
-            Gathered::Table(table) => Ok(Finished::Whole(Overlay::Table(table))),
+            Gathered::Table(table) => Ok(Finished::Whole(Overlay::of_table(table))),
             Gathered::Sorter(sorter) => Overlay::sorted(sorter, self.memory, self.open).map(Finished::Whole),
             Gathered::Parts(mut parts) => {
                 parts.settle()?;

@@ -8,29 +8,29 @@
 //! most.
 
 use crate::frame::Frame;
-use crate::hash::HashKeys;
-use crate::read::bodies::{Bodies, ChangeFrame, Reader};
+use crate::read::apply::Applier;
+use crate::read::base::Base;
+use crate::read::bodies::{Bodies, ChangeFrame, Reader, groups};
 use crate::read::change::Spot;
 use crate::read::gather::{Changes, Finished};
-use crate::read::out::{Out, renumber};
-use crate::read::overlay::{Fate, Overlay, Patches, apply_written, retain};
+use crate::read::hashes::Hashes;
+use crate::read::out::{Making, Out, renumber};
+use crate::read::overlay::{Fate, Overlay, Patches, retain};
 use crate::read::parts::{Expected, Parts, Waited};
+use crate::read::pass::Pass;
 use crate::read::spill::{OpenFile, Sorter};
 use crate::read::winners::Winners;
 use futures::channel::mpsc;
 use futures::stream::{self, BoxStream, FuturesOrdered};
 use futures::{SinkExt, StreamExt, TryStreamExt};
-use model::{Batch, EngineTime, Patcher, Result};
+use model::{Batch, EngineTime, Error, Patcher, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Frames that are decoded side by side.
+/// Frames, or groups of them, that are decoded side by side.
 const AHEAD: usize = 3;
 /// Bytes of patches that are kept beside the place of a body until that is read.
 const BESIDE: usize = 64 << 10;
-
-/// Frames of the oldest layer, with the time they were read at.
-pub(crate) type Base = BoxStream<'static, Result<(Frame, EngineTime)>>;
 
 /// How much memory the changes of a state may take, all collections together that are read at once.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Drop for Share {
 /// Merges one kind space of a collection with its changes.
 #[derive(Debug)]
 pub(crate) struct Merge {
-    keys: HashKeys,
+    hashes: Hashes,
     bodies: Bodies,
     /// All changes, or those of the part that is looked at.
     overlay: Overlay,
@@ -79,9 +79,6 @@ pub(crate) struct Merge {
     share: Share,
     ordered: bool,
     base_layer: usize,
-    /// Of the documents that are looked at.
-    maybe: Vec<usize>,
-    fates: Vec<Fate>,
 }
 
 /// What is done to a body before it goes out.
@@ -99,7 +96,6 @@ impl Merge {
     /// `dropped` does not count.
     pub async fn read(
         reader: Reader,
-        keys: HashKeys,
         frames: Vec<ChangeFrame>,
         dropped: Option<EngineTime>,
         share: Share,
@@ -116,29 +112,38 @@ impl Merge {
             // Most of them will be in the file anyway: what is decoded ahead and sorted has its room, too.
             false => (share.bytes / 4 * if ordered { 2 } else { 3 }, share.bytes / 16),
         };
-        let mut changes = Changes::new(keys.clone(), expected, memory, share.memory.open, ordered)?;
+        let hashes = Hashes::default();
+        let mut changes = Changes::new(hashes.clone(), expected, memory, share.memory.open, ordered)?;
         let layers = frames.iter().take_while(|f| matches!(f, ChangeFrame::Layer(_))).count();
         // At the same time a copy comes after what the log says.
-        let order: Vec<u32> = (layers as u32..frames.len() as u32).chain(0..layers as u32).collect();
+        let order = [layers..frames.len(), 0..layers];
+        // What would not stay here is decoded when its bodies are wanted.
+        let whole = Bodies::that_fit(&frames, order.iter().cloned().flatten(), room);
         let frames = Arc::new(frames);
         let mut bodies = Bodies::new(reader.clone(), frames.clone(), room);
-        // What would not stay here is decoded when its bodies are wanted.
-        let whole = bodies.that_fit(&order);
-        let mut reading = stream::iter(order.into_iter().zip(whole))
-            .map(|(number, whole)| {
-                let (reader, frame) = (&reader, &frames[number as usize]);
-                async move { reader.read_as(frame, whole).await.map(|read| (number, frame, whole, read)) }
+        let groups: Vec<_> = order.into_iter().flat_map(|part| groups(&frames, part)).collect();
+        let mut reading = stream::iter(groups)
+            .map(|group| {
+                let (reader, hashes) = (&reader, hashes.clone());
+                let (of_group, whole) = (&frames[group.clone()], whole[group.clone()].to_vec());
+                async move {
+                    let read = reader.read_with(of_group, whole, move |frames| hashed(frames, &hashes)).await?;
+                    Ok::<_, Error>(group.zip(read))
+                }
             })
             .buffered(AHEAD);
-        while let Some((number, from, whole, frame)) = reading.try_next().await? {
-            match from {
-                ChangeFrame::Layer(place) => changes.add_layer_frame(number, &frame, place.read)?,
-                ChangeFrame::Log(log) => {
-                    changes.add_log_frame(number, &frame, log.after.order.max(dropped), log.until.order)?;
+        while let Some(group) = reading.try_next().await? {
+            for (at, (frame, of_keys)) in group {
+                let (number, read) = (at as u32, (&frame, &of_keys[..]));
+                match &frames[at] {
+                    ChangeFrame::Layer(place) => changes.add_layer_frame(number, read, place.read)?,
+                    ChangeFrame::Log(log) => {
+                        changes.add_log_frame(number, read, (log.after.order.max(dropped), log.until.order))?;
+                    }
                 }
-            }
-            if whole {
-                bodies.keep(number, frame);
+                if whole[at] {
+                    bodies.keep(number, frame);
+                }
             }
         }
         drop(reading);
@@ -146,8 +151,7 @@ impl Merge {
             Finished::Whole(overlay) => (overlay, None),
             Finished::Parts(parts) => (Overlay::none(), Some(parts)),
         };
-        let (maybe, fates) = (Vec::new(), Vec::new());
-        Ok(Merge { keys, bodies, overlay, parts, share, ordered, base_layer, maybe, fates })
+        Ok(Merge { hashes, bodies, overlay, parts, share, ordered, base_layer })
     }
 
     /// Whether nothing has changed.
@@ -156,11 +160,11 @@ impl Merge {
     }
 
     /// The documents that there are.
-    pub fn run(mut self, mut base: Base, patcher: Option<Arc<dyn Patcher>>) -> BoxStream<'static, Result<Batch>> {
+    pub fn run(mut self, base: Base, patcher: Option<Arc<dyn Patcher>>) -> BoxStream<'static, Result<Batch>> {
         let (sender, receiver) = mpsc::channel::<Result<Batch>>(2);
         let work = async move {
-            let mut out = Out::new(sender.clone());
-            if let Err(e) = self.feed(&mut base, patcher.as_deref(), &mut out).await {
+            let mut out = Out::new(sender.clone(), base.segments().buffers().clone());
+            if let Err(e) = self.feed(base, patcher, &mut out).await {
                 // A reader that is gone needs no error.
                 let _ = { sender }.send(Err(e)).await;
             }
@@ -169,41 +173,73 @@ impl Merge {
         stream::select(receiver, stream::once(work).filter_map(|()| std::future::ready(None))).boxed()
     }
 
-    async fn feed(&mut self, base: &mut Base, patcher: Option<&dyn Patcher>, out: &mut Out) -> Result<()> {
-        let mut hashes = Vec::new();
+    async fn feed(&mut self, base: Base, patcher: Option<Arc<dyn Patcher>>, out: &mut Out) -> Result<()> {
+        let mut applier = Applier::new(patcher.clone());
         let winners = match self.parts.take() {
-            Some(parts) => self.by_parts(parts, base, patcher, out).await?,
+            Some(parts) => self.by_parts(parts, base, &mut applier, out).await?,
             None => {
-                while let Some((frame, read)) = base.try_next().await? {
-                    self.keys.keys_of(&frame.batch, &mut hashes);
-                    self.pass(frame.batch, &hashes, read, patcher, out).await?;
+                match self.ordered {
+                    true => self.one_by_one(base, &mut applier, out).await?,
+                    false => self.side_by_side(base, patcher, out).await?,
                 }
                 let mut winners = Sorter::new(self.share.bytes / 16, self.share.memory.open);
-                self.left(&mut winners, patcher, out).await?;
+                self.left(&mut winners, &mut applier, out).await?;
                 winners
             }
         };
         let winners = Winners::new(winners.finish()?);
         match self.ordered {
-            true => self.rest_in_order(winners, patcher, out).await?,
-            false => self.rest(winners, patcher, out).await?,
+            true => self.rest_in_order(winners, &mut applier, out).await?,
+            false => self.rest(winners, &mut applier, out).await?,
         }
         out.flush().await
     }
 
+    /// Lets documents pass by changes that are in memory there where they are decoded.
+    async fn side_by_side(&mut self, base: Base, patcher: Option<Arc<dyn Patcher>>, out: &mut Out) -> Result<()> {
+        let (keys, layer, buffers) = (self.hashes.clone(), self.base_layer, base.segments().buffers().clone());
+        let overlay = self.overlay.shared()?;
+        let mut passed = base.each(move |frames, read| {
+            let (mut overlay, mut applier) = (overlay.shared()?, Applier::new(patcher.clone()));
+            let mut pass = Pass::new(&mut overlay, &mut applier, layer);
+            let (mut making, mut hashes) = (Making::new(buffers.clone()), Vec::new());
+            for frame in frames {
+                let batch = frame?.batch;
+                keys.of_batch(&batch, &mut hashes);
+                pass.batch(batch, &hashes, read, &mut making)?;
+            }
+            Ok((making.end(), overlay.marks()))
+        });
+        while let Some(((ready, last), marks)) = passed.try_next().await? {
+            self.overlay.mark(marks);
+            for batch in ready {
+                out.send(batch).await?;
+            }
+            if let Some(last) = last {
+                out.making.take_in(last)?;
+                out.send_ready().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets documents of an ordered collection pass by changes one after the other.
+    async fn one_by_one(&mut self, base: Base, applier: &mut Applier, out: &mut Out) -> Result<()> {
+        let (mut base, mut hashes) = (base.frames(), Vec::new());
+        while let Some((frame, read)) = base.try_next().await? {
+            self.hashes.of_batch(&frame.batch, &mut hashes);
+            self.pass_in_order(frame.batch, &hashes, read, applier, out).await?;
+        }
+        Ok(())
+    }
+
     /// Lets documents that may have changed wait for the changes of their part; gives the places of the
     /// bodies of those that are left.
-    async fn by_parts(
-        &mut self,
-        mut parts: Parts,
-        base: &mut Base,
-        patcher: Option<&dyn Patcher>,
-        out: &mut Out,
-    ) -> Result<Sorter> {
-        let (mut hashes, mut aside) = (Vec::new(), Vec::new());
+    async fn by_parts(&mut self, mut parts: Parts, base: Base, applier: &mut Applier, out: &mut Out) -> Result<Sorter> {
+        let (mut base, mut hashes, mut aside) = (base.frames(), Vec::new(), Vec::new());
         while let Some((frame, read)) = base.try_next().await? {
             let batch = frame.batch;
-            self.keys.keys_of(&batch, &mut hashes);
+            self.hashes.of_batch(&batch, &mut hashes);
             parts.may_hold(&hashes, &mut aside);
             if aside.is_empty() {
                 out.send(renumber(batch, self.base_layer)).await?;
@@ -218,73 +254,56 @@ impl Merge {
         let mut winners = Sorter::new(self.share.bytes / 8, self.share.memory.open);
         while let Some((overlay, mut places)) = parts.next_part()? {
             self.overlay = overlay;
+            let mut pass = Pass::new(&mut self.overlay, applier, self.base_layer);
             while let Some(waited) = parts.documents(&mut places)? {
                 for Waited { batch, read, hashes } in waited {
-                    self.pass(batch, &hashes, read, patcher, out).await?;
+                    pass.batch(batch, &hashes, read, &mut out.making)?;
+                    out.send_ready().await?;
                 }
             }
-            self.left(&mut winners, patcher, out).await?;
+            self.left(&mut winners, applier, out).await?;
         }
         self.overlay = Overlay::none();
         Ok(winners)
     }
 
-    /// Documents of the oldest layer, with the changes that they have.
-    async fn pass(
+    /// Documents of the oldest layer of an ordered collection, with the changes that they have.
+    async fn pass_in_order(
         &mut self,
         batch: Batch,
         hashes: &[u64],
         read: EngineTime,
-        patcher: Option<&dyn Patcher>,
+        applier: &mut Applier,
         out: &mut Out,
     ) -> Result<()> {
-        self.overlay.may_hold(hashes, &mut self.maybe);
-        let mut fates = std::mem::take(&mut self.fates);
-        fates.clear();
-        fates.resize(batch.len(), Fate::Kept);
-        for i in &self.maybe {
-            fates[*i] = self.overlay.fate(hashes[*i], batch.key_of(*i), read, self.ordered)?;
+        let mut maybe = Vec::new();
+        self.overlay.may_hold(hashes, &mut maybe);
+        let mut fates = vec![Fate::Kept; batch.len()];
+        for i in maybe {
+            fates[i] = self.overlay.fate(hashes[i], batch.key_of(i), read, true)?;
         }
-        let becomes = fates.iter().any(|f| matches!(f, Fate::Becomes { .. }));
-        if self.ordered && becomes {
-            self.in_place(&batch, &fates, patcher, out).await?;
-        } else {
-            if self.ordered {
-                out.flush().await?;
-            }
-            for (i, fate) in fates.iter().enumerate() {
-                if let Fate::Becomes { patches, .. } = fate {
-                    self.emit(&batch, i, Patched::By(*patches), patcher, out).await?;
-                    self.overlay.take(*patches);
-                }
-            }
-            let kept = match fates.iter().all(|f| *f == Fate::Kept) {
-                true => batch,
-                false => retain(&batch, |i| fates[i] == Fate::Kept),
-            };
-            out.send(renumber(kept, self.base_layer)).await?;
+        if fates.iter().any(|f| matches!(f, Fate::Becomes { .. })) {
+            return self.in_place(&batch, &fates, applier, out).await;
         }
-        self.fates = fates;
-        Ok(())
+        out.flush().await?;
+        let kept = match fates.iter().all(|f| *f == Fate::Kept) {
+            true => batch,
+            false => retain(&batch, |i| fates[i] == Fate::Kept),
+        };
+        out.send(renumber(kept, self.base_layer)).await
     }
 
     /// Documents of an ordered collection that keep their places.
-    async fn in_place(
-        &mut self,
-        batch: &Batch,
-        fates: &[Fate],
-        patcher: Option<&dyn Patcher>,
-        out: &mut Out,
-    ) -> Result<()> {
+    async fn in_place(&mut self, batch: &Batch, fates: &[Fate], applier: &mut Applier, out: &mut Out) -> Result<()> {
         for (i, fate) in fates.iter().enumerate() {
             match fate {
                 Fate::Dropped => {}
-                Fate::Kept => self.emit(batch, i, Patched::Not, patcher, out).await?,
+                Fate::Kept => self.emit(batch, i, Patched::Not, applier, out).await?,
                 Fate::Becomes { start, patches } => {
                     let patched = Patched::By(*patches);
                     match start {
-                        Some(start) => self.document(*start, patched, patcher, out).await?,
-                        None => self.emit(batch, i, patched, patcher, out).await?,
+                        Some(start) => self.document(*start, patched, applier, out).await?,
+                        None => self.emit(batch, i, patched, applier, out).await?,
                     }
                     self.overlay.take(*patches);
                 }
@@ -298,11 +317,11 @@ impl Merge {
         &mut self,
         start: Spot,
         patched: Patched<'_>,
-        patcher: Option<&dyn Patcher>,
+        applier: &mut Applier,
         out: &mut Out,
     ) -> Result<()> {
         let frame = self.bodies.fetch(start.frame).await?;
-        self.emit(&frame.batch, start.doc as usize, patched, patcher, out).await
+        self.emit(&frame.batch, start.doc as usize, patched, applier, out).await
     }
 
     /// A document, as it is or patched.
@@ -311,23 +330,24 @@ impl Merge {
         batch: &Batch,
         i: usize,
         patched: Patched<'_>,
-        patcher: Option<&dyn Patcher>,
+        applier: &mut Applier,
         out: &mut Out,
     ) -> Result<()> {
         let body = batch.body_of(i);
-        out.like(batch, body.len()).await?.push(batch.key_of(i), |into| match patched {
-            Patched::By(patches) => self.overlay.apply(patches, body, patcher, into),
-            Patched::ByWritten(written) => apply_written(written, body, patcher, into),
+        out.making.like(batch, body.len()).push(batch.key_of(i), |into| match patched {
+            Patched::By(patches) => self.overlay.apply(patches, body, applier, into),
+            Patched::ByWritten(written) => applier.apply_written(written, body, into),
             Patched::Not => {
                 into.extend_from_slice(body);
                 Ok(())
             }
-        })
+        })?;
+        out.send_ready().await
     }
 
     /// Gathers the documents that the oldest layer does not place: in an ordered collection by when they
     /// came, in others by where their bodies are. Those with very many patches go out at once.
-    async fn left(&mut self, winners: &mut Sorter, patcher: Option<&dyn Patcher>, out: &mut Out) -> Result<()> {
+    async fn left(&mut self, winners: &mut Sorter, applier: &mut Applier, out: &mut Out) -> Result<()> {
         let (mut record, mut long, ordered) = (Vec::new(), Vec::new(), self.ordered);
         self.overlay.rest(if ordered { 0 } else { BESIDE }, |left| {
             let (start, by) = (left.start, if ordered { left.place } else { left.start });
@@ -346,25 +366,20 @@ impl Merge {
             winners.push([u64::from(by.frame), u64::from(by.doc)], &record)
         })?;
         for (start, patches) in long {
-            self.document(start, Patched::By(patches), patcher, out).await?;
+            self.document(start, Patched::By(patches), applier, out).await?;
         }
         Ok(())
     }
 
-    async fn rest_in_order(
-        &mut self,
-        mut winners: Winners,
-        patcher: Option<&dyn Patcher>,
-        out: &mut Out,
-    ) -> Result<()> {
+    async fn rest_in_order(&mut self, mut winners: Winners, applier: &mut Applier, out: &mut Out) -> Result<()> {
         while let Some((start, patches)) = winners.next()? {
             let patched = Patches::read(&patches).map_or(Patched::Not, Patched::By);
-            self.document(start, patched, patcher, out).await?;
+            self.document(start, patched, applier, out).await?;
         }
         Ok(())
     }
 
-    async fn rest(&mut self, mut winners: Winners, patcher: Option<&dyn Patcher>, out: &mut Out) -> Result<()> {
+    async fn rest(&mut self, mut winners: Winners, applier: &mut Applier, out: &mut Out) -> Result<()> {
         let mut reading = FuturesOrdered::new();
         loop {
             while reading.len() < AHEAD
@@ -379,7 +394,7 @@ impl Merge {
             for (doc, patches) in docs {
                 let i = doc as usize;
                 if !patches.is_empty() {
-                    self.emit(batch, i, Patched::ByWritten(&patches), patcher, out).await?;
+                    self.emit(batch, i, Patched::ByWritten(&patches), applier, out).await?;
                     continue;
                 }
                 plain.docs.extend(batch.docs.get(i));
@@ -388,4 +403,14 @@ impl Merge {
             out.send(renumber(plain, self.bodies.layer(number))).await?;
         }
     }
+}
+
+/// Decodes frames, and hashes their keys while they are near.
+fn hashed(frames: &mut dyn Iterator<Item = Result<Frame>>, hashes: &Hashes) -> Result<Vec<(Frame, Vec<u64>)>> {
+    let hashed = |frame: Result<Frame>| {
+        let (frame, mut of_keys) = (frame?, Vec::new());
+        hashes.of_batch(&frame.batch, &mut of_keys);
+        Ok((frame, of_keys))
+    };
+    frames.map(hashed).collect()
 }

@@ -1,6 +1,8 @@
 //! Reading back: the state of a point, one document, the content of attachments.
 
+mod apply;
 mod at;
+mod base;
 mod blocks;
 mod bloom;
 mod bodies;
@@ -9,12 +11,15 @@ mod contents;
 mod diff;
 mod find;
 mod gather;
+mod hashes;
 mod lookup;
 mod merge;
 mod out;
 mod overlay;
 mod partitions;
 mod parts;
+mod pass;
+mod record;
 mod segments;
 mod spill;
 mod state;

@@ -1,23 +1,23 @@
 //! The documents on their way out, those that were made anew in batches of their own.
 
+use crate::buffers::Buffers;
 use crate::direct::stands_alone;
-use bytes::Bytes;
 use futures::SinkExt;
 use futures::channel::mpsc;
-use model::limits::{BATCH, BATCH_DOCUMENTS};
+use model::limits::{BATCH, BATCH_DOCUMENTS, FRAME};
 use model::{Batch, CollectionId, Doc, Encoding, Error, ErrorKind, Kind, Result};
-use std::collections::VecDeque;
-
-/// Buffers that are kept until they can be used again: more than wait for a reader.
-const SENT: usize = 8;
 
 /// Where documents go.
 pub(crate) struct Out {
     sender: mpsc::Sender<Result<Batch>>,
-    /// Documents that were made anew.
+    pub making: Making,
+}
+
+/// Batches, the last of them in the making.
+pub(crate) struct Making {
+    buffers: Buffers,
+    ready: Vec<Batch>,
     made: Option<Made>,
-    /// Buffers that went out, to be used again.
-    sent: VecDeque<Bytes>,
 }
 
 /// A batch in the making, in buffers that need not grow.
@@ -39,9 +39,74 @@ impl Made {
     }
 }
 
+impl Making {
+    /// In memory of these buffers.
+    pub fn new(buffers: Buffers) -> Self {
+        Making { buffers, ready: Vec::new(), made: None }
+    }
+
+    /// Where documents like those of a batch go, with room for one more.
+    pub fn like(&mut self, like: &Batch, bytes: usize) -> &mut Made {
+        let fits = |made: &Made| {
+            let room = made.body.len() + bytes <= BATCH && made.docs.len() < BATCH_DOCUMENTS;
+            room && (&made.like.1, made.like.2) == (&like.kind, like.encoding)
+        };
+        if !self.made.as_ref().is_some_and(fits) {
+            self.finish();
+        }
+        self.made.get_or_insert_with(|| {
+            let mut body = self.buffers.take(FRAME);
+            body.reserve(bytes);
+            let like = (like.collection.clone(), like.kind.clone(), like.encoding);
+            Made { like, body, keys: Vec::new(), docs: Vec::new() }
+        })
+    }
+
+    /// Adds a batch as it is, if there is anything in it.
+    pub fn add(&mut self, batch: Batch) {
+        if !batch.is_empty() {
+            self.ready.push(batch);
+        }
+    }
+
+    /// Adds the documents of a batch that somebody else has made; few of them beside others.
+    pub fn take_in(&mut self, batch: Batch) -> Result<()> {
+        if batch.body.len() >= BATCH / 4 {
+            self.add(batch);
+            return Ok(());
+        }
+        for i in 0..batch.len() {
+            let body = batch.body_of(i);
+            self.like(&batch, body.len()).push(batch.key_of(i), |into| {
+                into.extend_from_slice(body);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Finishes the batch in the making.
+    fn finish(&mut self) {
+        self.ready.extend(self.made.take().map(|made| made.batch(&self.buffers)));
+    }
+
+    /// The batches that are ready, and the one in the making.
+    pub fn end(mut self) -> (Vec<Batch>, Option<Batch>) {
+        (self.ready, self.made.take().map(|made| made.batch(&self.buffers)))
+    }
+}
+
+impl Made {
+    fn batch(self, buffers: &Buffers) -> Batch {
+        let Made { like: (collection, kind, encoding), body, keys, docs } = self;
+        let (body, keys) = (buffers.lend(body), Some(keys.into()));
+        Batch { collection, kind, encoding, body, keys, docs, attachments: Vec::new() }
+    }
+}
+
 impl Out {
-    pub fn new(sender: mpsc::Sender<Result<Batch>>) -> Self {
-        Out { sender, made: None, sent: VecDeque::new() }
+    pub fn new(sender: mpsc::Sender<Result<Batch>>, buffers: Buffers) -> Self {
+        Out { sender, making: Making::new(buffers) }
     }
 
     /// Sends a batch, if there is anything in it.
@@ -53,55 +118,18 @@ impl Out {
         self.sender.send(Ok(batch)).await.map_err(gone)
     }
 
-    /// Where documents like those of a batch go, with room for one more.
-    pub async fn like(&mut self, like: &Batch, bytes: usize) -> Result<&mut Made> {
-        let fits = |made: &Made| {
-            let room = made.body.len() + bytes <= BATCH && made.docs.len() < BATCH_DOCUMENTS;
-            room && (&made.like.1, made.like.2) == (&like.kind, like.encoding)
-        };
-        if !self.made.as_ref().is_some_and(fits) {
-            self.flush().await?;
+    /// Sends the batches that are ready.
+    pub async fn send_ready(&mut self) -> Result<()> {
+        for batch in std::mem::take(&mut self.making.ready) {
+            self.send(batch).await?;
         }
-        let made = match self.made.take() {
-            Some(made) => made,
-            None => Made {
-                like: (like.collection.clone(), like.kind.clone(), like.encoding),
-                body: self.buffer(bytes),
-                keys: Vec::new(),
-                docs: Vec::new(),
-            },
-        };
-        Ok(self.made.insert(made))
+        Ok(())
     }
 
-    /// An empty buffer: one that went out, if its reader is done with it. Memory that was used a moment
-    /// ago is near, and need not be asked for.
-    fn buffer(&mut self, bytes: usize) -> Vec<u8> {
-        let done = self.sent.iter().position(Bytes::is_unique).and_then(|at| self.sent.remove(at));
-        match done {
-            Some(mut done) => {
-                done.clear();
-                let mut buffer = Vec::from(done);
-                buffer.reserve(BATCH.max(bytes));
-                buffer
-            }
-            None => Vec::with_capacity(BATCH.max(bytes)),
-        }
-    }
-
-    /// Sends what was made.
+    /// Sends all that was made.
     pub async fn flush(&mut self) -> Result<()> {
-        let Some(Made { like: (collection, kind, encoding), body, keys, docs }) = self.made.take() else {
-            return Ok(());
-        };
-        let (body, keys) = (Bytes::from(body), Some(keys.into()));
-        if self.sent.len() >= SENT {
-            self.sent.pop_front();
-        }
-        if body.len() <= BATCH * 2 {
-            self.sent.push_back(body.clone());
-        }
-        self.send(Batch { collection, kind, encoding, body, keys, docs, attachments: Vec::new() }).await
+        self.making.finish();
+        self.send_ready().await
     }
 }
 

@@ -1,17 +1,19 @@
 //! What younger layers and the change log say of a collection: a table of changed keys that the
 //! oldest layer is streamed against.
 
+use crate::read::apply::{self, Applier};
 use crate::read::blocks::Blocks;
 use crate::read::change::{Change, Cursor, Op, Spot};
 use crate::read::spill::{OpenFile, Sorter};
-use crate::read::table::{AtHand, Table};
-use model::{Batch, CollectionId, EngineTime, Error, Patcher, Result};
+use crate::read::table::{AtHand, Look, Marks, Table};
+use model::{Batch, CollectionId, EngineTime, Error, Result};
+use std::sync::Arc;
 
 /// The changed keys of one collection and kind space.
 #[derive(Debug)]
 pub(crate) enum Overlay {
-    /// In memory, as they came.
-    Table(Table),
+    /// In memory, as they came; others may look at them, too.
+    Table(Arc<Table>, Look),
     /// Sorted, a part of them in a file.
     Blocks(Blocks),
 }
@@ -109,6 +111,35 @@ impl Sum {
 }
 
 impl Overlay {
+    /// Of changes in memory.
+    pub fn of_table(table: Table) -> Overlay {
+        Overlay::Table(Arc::new(table), Look::default())
+    }
+
+    /// Another way to look at the same changes, which must be in memory. What is marked with it must be told
+    /// to this one, by [`Overlay::mark`], before [`Overlay::rest`].
+    pub fn shared(&self) -> Result<Overlay> {
+        match self {
+            Overlay::Table(table, _) => Ok(Overlay::Table(table.clone(), Look::default())),
+            Overlay::Blocks(_) => Err(Error::bug("changes in a file cannot be shared")),
+        }
+    }
+
+    /// What was marked in it, to be told to the one that it shares its changes with.
+    pub fn marks(self) -> Marks {
+        match self {
+            Overlay::Table(_, mut look) => std::mem::take(look.marks()),
+            Overlay::Blocks(_) => Marks::default(),
+        }
+    }
+
+    /// Takes what was marked by somebody who shares its changes.
+    pub fn mark(&mut self, marks: Marks) {
+        if let Overlay::Table(_, look) = self {
+            look.marks().add(marks);
+        }
+    }
+
     /// Of changes that are sorted by hash and time, in about so much memory.
     pub fn sorted(sorter: Sorter, memory: usize, open: OpenFile) -> Result<Overlay> {
         let (count, bytes) = (sorter.count(), sorter.bytes());
@@ -120,12 +151,12 @@ impl Overlay {
 
     /// Without changes.
     pub fn none() -> Overlay {
-        Overlay::Table(Table::new(0))
+        Overlay::of_table(Table::new(0))
     }
 
     pub fn is_empty(&self) -> bool {
         match self {
-            Overlay::Table(table) => table.count() == 0,
+            Overlay::Table(table, _) => table.count() == 0,
             Overlay::Blocks(blocks) => blocks.count() == 0,
         }
     }
@@ -135,11 +166,11 @@ impl Overlay {
     pub fn may_hold(&mut self, hashes: &[u64], into: &mut Vec<usize>) {
         into.clear();
         match self {
-            Overlay::Table(table) => {
-                table.put_away();
+            Overlay::Table(table, look) => {
+                look.put_away();
                 table.near_slots(hashes);
                 into.extend((0..hashes.len()).filter(|i| table.may_hold(hashes[*i])));
-                table.near_changes(into.iter().map(|i| hashes[*i]), true);
+                table.near_changes(look, into.iter().map(|i| hashes[*i]), true);
             }
             Overlay::Blocks(blocks) => into.extend((0..hashes.len()).filter(|i| blocks.may_hold(hashes[*i]))),
         }
@@ -147,14 +178,14 @@ impl Overlay {
 
     fn find(&mut self, hash: u64, key: &[u8]) -> Result<Option<Cursor>> {
         match self {
-            Overlay::Table(table) => table.find(hash, key),
+            Overlay::Table(table, _) => table.find(hash, key),
             Overlay::Blocks(blocks) => blocks.find(hash, key),
         }
     }
 
     fn of_key(&mut self, key: Cursor, show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
         match self {
-            Overlay::Table(table) => table.of_key(key, show),
+            Overlay::Table(table, look) => table.of_key(look, key, show),
             Overlay::Blocks(blocks) => blocks.of_key(key, show),
         }
     }
@@ -181,8 +212,8 @@ impl Overlay {
         let only_patches = sum.start.is_none() && !sum.deleted;
         if only_patches || (ordered && !sum.deleted) {
             let mut patches = sum.patches();
-            if let Overlay::Table(table) = self {
-                patches.at_hand = table.have_at_hand(patches.from, counts);
+            if let Overlay::Table(_, look) = self {
+                patches.at_hand = look.have_at_hand(patches.from, counts);
             }
             return Ok(Fate::Becomes { start: sum.start, patches });
         }
@@ -192,29 +223,23 @@ impl Overlay {
     /// Says that a document has been made of its changes: they need not be looked at any more.
     pub fn take(&mut self, patches: Patches) {
         match self {
-            Overlay::Table(table) => table.take(patches.key),
+            Overlay::Table(_, look) => look.take(patches.key),
             Overlay::Blocks(blocks) => blocks.take(patches.key, patches.end),
         }
     }
 
     /// Applies patches to a body; the document that it becomes is appended.
-    pub fn apply(
-        &mut self,
-        patches: Patches,
-        body: &[u8],
-        patcher: Option<&dyn Patcher>,
-        into: &mut Vec<u8>,
-    ) -> Result<()> {
+    pub fn apply(&mut self, patches: Patches, body: &[u8], applier: &mut Applier, into: &mut Vec<u8>) -> Result<()> {
         if patches.is_empty() {
             into.extend_from_slice(body);
             return Ok(());
         }
-        let patcher = patcher.ok_or_else(nobody_applies)?;
-        if let Overlay::Table(table) = self
+        if let Overlay::Table(table, look) = self
             && patches.at_hand.count > 0
         {
-            return apply_all(table.at_hand(patches.at_hand), body, patcher, into);
+            return applier.apply(table.at_hand(look, patches.at_hand), body, into);
         }
+        let patcher = applier.patcher()?;
         let mut between: Option<Vec<u8>> = None;
         self.of_key(patches.key, |nth, change, taken| {
             if nth < patches.from || change.op != Op::Patch || taken {
@@ -224,9 +249,7 @@ impl Overlay {
             if nth + 1 == patches.end {
                 patcher.apply(before, change.patch, into)?;
             } else {
-                let mut after = Vec::with_capacity(before.len() + change.patch.len());
-                patcher.apply(before, change.patch, &mut after)?;
-                between = Some(after);
+                between = Some(patcher.applied(before, change.patch)?);
             }
             Ok(false)
         })
@@ -252,7 +275,7 @@ impl Overlay {
                 sum.see(nth, change);
                 match change.op {
                     // One that is too long stays so.
-                    Op::Patch if written.len() <= most => write_patch(change.patch, &mut written),
+                    Op::Patch if written.len() <= most => apply::write(change.patch, &mut written),
                     Op::Patch => {}
                     _ => written.clear(),
                 }
@@ -260,7 +283,11 @@ impl Overlay {
             Ok(())
         };
         match self {
-            Overlay::Table(table) => table.rest(see)?,
+            Overlay::Table(table, look) => {
+                let still = || Error::bug("changes are still looked at when what is left of them is wanted");
+                Arc::get_mut(table).ok_or_else(still)?.note(look.marks());
+                table.rest(look, see)?;
+            }
             Overlay::Blocks(blocks) => blocks.all(see)?,
         }
         sum.map_or(Ok(()), |sum| left(&sum, &key, &written, most, &mut give))
@@ -301,60 +328,6 @@ fn left(
         }
         None => Ok(()),
     }
-}
-
-fn write_patch(patch: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(&(patch.len() as u32).to_le_bytes());
-    out.extend_from_slice(patch);
-}
-
-/// Applies patches that were written out to a body; the document that it becomes is appended.
-pub(crate) fn apply_written(
-    written: &[u8],
-    body: &[u8],
-    patcher: Option<&dyn Patcher>,
-    into: &mut Vec<u8>,
-) -> Result<()> {
-    if written.is_empty() {
-        into.extend_from_slice(body);
-        return Ok(());
-    }
-    let mut rest = written;
-    let patches = std::iter::from_fn(|| {
-        let (length, after) = rest.split_first_chunk()?;
-        let (patch, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        rest = after;
-        Some(patch)
-    });
-    apply_all(patches, body, patcher.ok_or_else(nobody_applies)?, into)
-}
-
-/// Applies one patch after the other.
-fn apply_all<'a>(
-    patches: impl Iterator<Item = &'a [u8]>,
-    body: &[u8],
-    patcher: &dyn Patcher,
-    into: &mut Vec<u8>,
-) -> Result<()> {
-    let mut patches = patches.peekable();
-    let (mut before, mut after): (Vec<u8>, Vec<u8>) = Default::default();
-    let mut is_first = true;
-    while let Some(patch) = patches.next() {
-        let from = if is_first { body } else { &before[..] };
-        if patches.peek().is_none() {
-            return patcher.apply(from, patch, into);
-        }
-        after.clear();
-        after.reserve(from.len() + patch.len());
-        patcher.apply(from, patch, &mut after)?;
-        std::mem::swap(&mut before, &mut after);
-        is_first = false;
-    }
-    Err(Error::bug("patches that are to be applied are not there"))
-}
-
-fn nobody_applies() -> Error {
-    Error::unsupported("this engine's patches are not known")
 }
 
 /// The part of a batch that passes a test, sharing its buffers.

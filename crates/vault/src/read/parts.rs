@@ -202,7 +202,7 @@ impl Parts {
     fn overlay(&mut self, changes: &Side) -> Result<Overlay> {
         let mut table = Table::new(self.memory / 2);
         if self.each(changes, |hash, change, _| table.push(hash, change))? {
-            return Ok(Overlay::Table(table));
+            return Ok(Overlay::of_table(table));
         }
         // Next to nothing but changes of very few keys makes parts so unlike.
         drop(table);

@@ -58,23 +58,35 @@ impl Segments {
 
     /// Some frames of a segment, decoded off the asynchronous threads.
     pub async fn read(&self, entry: &SegmentEntry, wanted: Vec<u32>) -> Result<Vec<Frame>> {
+        self.read_with(entry, wanted, |frames| frames.collect()).await
+    }
+
+    /// What is made there of some frames of a segment, each of which is decoded when it is asked for: then
+    /// what is done with it finds it near.
+    pub async fn read_with<T: Send + 'static>(
+        &self,
+        entry: &SegmentEntry,
+        wanted: Vec<u32>,
+        work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let path = entry.object.clone();
         let encoding = encoding_of(&path)?;
         let frames = self.frames(&path).await?;
         let buffers = self.buffers.clone();
         blocking(move || {
-            wanted
-                .into_iter()
-                .map(|number| {
-                    let (stored, raw) = frames
-                        .get(number as usize)
-                        .ok_or_else(|| Error::corrupt(format!("it has no frame {number}")))?;
-                    segment::read_frame_into(encoding, stored, *raw, &buffers)
-                })
-                .collect::<Result<Vec<_>>>()
-                .context(|| format!("reading {path}"))
+            let mut decoded = wanted.into_iter().map(|number| {
+                let (stored, raw) =
+                    frames.get(number as usize).ok_or_else(|| Error::corrupt(format!("it has no frame {number}")))?;
+                segment::read_frame_into(encoding, stored, *raw, &buffers)
+            });
+            work(&mut decoded).context(|| format!("reading {path}"))
         })
         .await
+    }
+
+    /// Where the memory of its frames goes around.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 }
 

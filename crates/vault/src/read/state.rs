@@ -1,16 +1,16 @@
 //! The state that a point restores: each collection as a stream of documents.
 
-use crate::hash::HashKeys;
 use crate::log::LogFrame;
 use crate::manifest::{Catalog, CatalogEntry, Layer, LayerRef};
 use crate::objects::Objects;
 use crate::points::Point;
 use crate::read::at::Changes;
+use crate::read::base::Base;
 use crate::read::bodies::{ChangeFrame, FramePlace, Reader};
 use crate::read::contents::ContentReader;
-use crate::read::merge::{Base, Memory, Merge};
+use crate::read::merge::{Memory, Merge};
 use crate::read::out::renumber;
-use crate::read::overlay::{check_collection, retain};
+use crate::read::overlay::retain;
 use crate::read::segments::Segments;
 use crate::segment::SegmentEntry;
 use futures::stream::{self, BoxStream};
@@ -19,8 +19,6 @@ use model::{AttachmentStore, Batch, CollectionId, Description, EngineTime, Kind,
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// Segments that are decoded side by side for one collection.
-const AHEAD: usize = 3;
 /// Bytes of changes that are held in memory (128 MiB): the changes of about a million documents, and
 /// with all else that a restore holds less than half of what it may take.
 const MEMORY: usize = 128 << 20;
@@ -44,7 +42,6 @@ pub struct State {
     pub(super) selection: Selection,
     pub(super) layers: Arc<Vec<LoadedLayer>>,
     segments: Arc<Segments>,
-    keys: HashKeys,
     contents: Arc<ContentReader>,
     pub(super) changes: Option<Arc<Changes>>,
     objects: Objects,
@@ -95,7 +92,6 @@ impl State {
             losses: catalog.losses,
             selection: selection.clone(),
             segments: Arc::new(Segments::new(objects.clone())),
-            keys: objects.keys.clone(),
             contents: Arc::new(ContentReader::new(objects.clone(), layers.clone())),
             layers,
             log: Arc::new(changes.as_ref().map(LogOf::new).unwrap_or_default()),
@@ -224,20 +220,20 @@ impl State {
                 .extend(self.frames_of(layer.number, &id, &space).into_iter().filter(is_there).map(ChangeFrame::Layer));
         }
         frames.extend(self.log_frames(&id).filter(|f| f.space == space).cloned().map(ChangeFrame::Log));
-        let stream = self.stream_frames(base, id.clone());
-        let unchanged = |stream: Base| stream.map_ok(move |(frame, _)| renumber(frame.batch, from)).boxed();
+        let base = Base::new(self.segments.clone(), id.clone(), base);
+        let unchanged = |base: Base| base.frames().map_ok(move |(frame, _)| renumber(frame.batch, from)).boxed();
         if frames.is_empty() {
-            return Ok(unchanged(stream));
+            return Ok(unchanged(base));
         }
         // What small changes take while they are sorted is a few times what they take in a frame.
         let needed = frames.iter().map(|f| 8 * f.raw()).sum::<usize>() + (1 << 20);
         let reader = Reader { objects: self.objects.clone(), segments: self.segments.clone(), id };
         let share = self.memory.share(needed);
-        let merge = Merge::read(reader, self.keys.clone(), frames, dropped, share, (from, ordered)).await?;
+        let merge = Merge::read(reader, frames, dropped, share, (from, ordered)).await?;
         if merge.is_empty() {
-            return Ok(unchanged(stream));
+            return Ok(unchanged(base));
         }
-        Ok(merge.run(stream, self.changes.as_ref().and_then(|c| c.patcher.clone())))
+        Ok(merge.run(base, self.changes.as_ref().and_then(|c| c.patcher.clone())))
     }
 
     /// The frames of the log that speak of a collection.
@@ -258,35 +254,6 @@ impl State {
                 FramePlace { layer, entry, frame, read }
             })
             .collect()
-    }
-
-    /// Decodes frames, some segments ahead, in order.
-    fn stream_frames(&self, places: Vec<FramePlace>, id: CollectionId) -> Base {
-        let mut groups: Vec<(Arc<SegmentEntry>, Vec<u32>, EngineTime)> = Vec::new();
-        for place in places {
-            match groups.last_mut() {
-                // At most 8 frames at once: that bounds what is decoded ahead.
-                Some((entry, frames, read))
-                    if Arc::ptr_eq(entry, &place.entry) && frames.len() < 8 && *read == place.read =>
-                {
-                    frames.push(place.frame);
-                }
-                _ => groups.push((place.entry, vec![place.frame], place.read)),
-            }
-        }
-        let segments = self.segments.clone();
-        stream::iter(groups)
-            .map(move |(entry, frames, read)| {
-                let segments = segments.clone();
-                async move { segments.read(&entry, frames).await.map(|frames| (frames, read)) }
-            })
-            .buffered(AHEAD)
-            .map_ok(|(frames, read)| stream::iter(frames.into_iter().map(move |f| Ok((f, read)))))
-            .try_flatten()
-            .and_then(move |(frame, read)| {
-                std::future::ready(check_collection(&frame.batch, &id).map(|()| (frame, read)))
-            })
-            .boxed()
     }
 }
 

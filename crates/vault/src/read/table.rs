@@ -1,22 +1,25 @@
 //! Changes in memory, as they came, found by the hashes of their keys.
 
-use crate::read::change::{Change, Cursor, Op, Records, Spot, TAKEN};
+use crate::read::change::{Change, Cursor, Op};
 use crate::read::parts::Expected;
+use crate::read::record::{Link, Record, Span, most_bytes, span, take, write};
 use model::{Error, Result};
 
-/// Bytes before each change: where the one of the same key is that came before it, 0 for none.
-const BEFORE: usize = 4;
 /// In a slot: nothing of the key need be looked at any more.
 const DONE: u64 = 1 << 31;
 /// Bits of a slot that tell where the newest change of its key is, plus 1.
 const PLACE: u64 = DONE - 1;
 /// Slots to begin with, as a power of two.
 const BITS: u32 = 8;
+/// Keys that are looked at together, if none are told.
+const NEAR: usize = 128;
 
 /// Changes of many keys, gathered in any order.
 #[derive(Debug)]
 pub(crate) struct Table {
     limit: usize,
+    /// Whether the places of changes are wanted that have no body.
+    all_spots: bool,
     /// Changes, one after the other.
     records: Vec<u8>,
     /// One for each key: the first half of its hash, and where its newest change is; 0 for none. A key
@@ -25,29 +28,27 @@ pub(crate) struct Table {
     bits: u32,
     keys: usize,
     count: u64,
+}
+
+/// What somebody who looks at changes keeps meanwhile: many may look at the same table.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
     /// Of the key that is looked at.
     chain: Vec<Link>,
     /// Where the patches are of the keys that are looked at together.
     patches: Vec<Span>,
     /// What is looked at ahead.
     near: Vec<u32>,
+    marks: Marks,
 }
 
-/// Where some bytes are among the records: from, and how many.
-type Span = (u32, u32);
-
-/// One change of the key that is looked at, taken apart.
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    time: u64,
-    /// Where it is.
-    at: u32,
-    is_copy: bool,
-    op: Op,
-    spot: Spot,
-    patch: Span,
-    /// Whether it is to be looked at no more.
-    is_taken: bool,
+/// What need not be looked at any more, to be noted in the table when nobody looks at it.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// Slots of keys.
+    done: Vec<u32>,
+    /// Places of single changes.
+    taken: Vec<u32>,
 }
 
 /// Patches that are kept at hand while keys are looked at together: the first, and how many.
@@ -58,13 +59,13 @@ pub(crate) struct AtHand {
 }
 
 impl Table {
-    /// A table that has room for about so many bytes.
+    /// A table that has room for about so many bytes, and tells the places only of bodies.
     pub fn new(limit: usize) -> Self {
-        Table::expecting(Expected::default(), limit)
+        Table::expecting(Expected::default(), limit, false)
     }
 
-    /// The same, that need not grow often to hold what is expected.
-    pub fn expecting(expected: Expected, limit: usize) -> Self {
+    /// A table that need not grow often to hold what is expected; perhaps with the places of all changes.
+    pub fn expecting(expected: Expected, limit: usize, all_spots: bool) -> Self {
         // Places have 31 bits.
         let limit = limit.min(1 << 30);
         // Half of the slots that are needed if each change is one of another key.
@@ -72,14 +73,12 @@ impl Table {
         let bits = (expected.changes * 3 / 4).checked_ilog2().unwrap_or(0).clamp(BITS, most);
         Table {
             limit,
+            all_spots,
             records: Vec::with_capacity(expected.bytes.min(limit)),
             slots: vec![0; 1 << bits],
             bits,
             keys: 0,
             count: 0,
-            chain: Vec::new(),
-            patches: Vec::new(),
-            near: Vec::new(),
         }
     }
 
@@ -91,15 +90,14 @@ impl Table {
             self.grow();
         }
         let full = self.keys * 8 > self.slots.len() * 7;
-        if full || self.bytes() + change.key.len() + change.patch.len() > self.limit {
+        if full || self.bytes() + most_bytes(change) > self.limit {
             return Ok(false);
         }
         let slot = self.slot_of(hash, change.key)?;
         let before = self.slots[slot] & PLACE;
         self.keys += usize::from(before == 0);
         self.slots[slot] = (hash >> 32) << 32 | (at as u64 + 1);
-        self.records.extend_from_slice(&(before as u32).to_le_bytes());
-        change.write(&mut self.records);
+        write(before as u32, change, self.all_spots, &mut self.records)?;
         self.count += 1;
         Ok(true)
     }
@@ -134,13 +132,17 @@ impl Table {
     }
 
     /// The same for the newest change of each hash, or for all.
-    pub fn near_changes(&mut self, hashes: impl Iterator<Item = u64>, all: bool) {
-        let mut places = std::mem::take(&mut self.near);
+    pub fn near_changes(&self, look: &mut Look, hashes: impl Iterator<Item = u64>, all: bool) {
+        let places = hashes.map(|hash| (self.first_alike(hash) & PLACE) as u32).filter(|place| *place != 0);
+        self.near_places(&mut look.near, places, all);
+    }
+
+    fn near_places(&self, places: &mut Vec<u32>, newest: impl Iterator<Item = u32>, all: bool) {
         places.clear();
-        places.extend(hashes.map(|hash| (self.first_alike(hash) & PLACE) as u32).filter(|place| *place != 0));
+        places.extend(newest);
         let mut touched = 0;
         while !places.is_empty() {
-            for place in &mut places {
+            for place in &mut *places {
                 let at = *place as usize - 1;
                 // Most changes take two lines of the processor's cache.
                 touched ^= self.records.get(at + 64).copied().unwrap_or_default();
@@ -151,112 +153,107 @@ impl Table {
             }
             places.retain(|place| *place != 0);
         }
-        std::hint::black_box((touched, &places));
-        self.near = places;
+        std::hint::black_box(touched);
     }
 
     /// Shows the changes of a key, sorted by time, those of the same time in the order in which they
-    /// came: which one it is from 0, and whether it is taken. Takes those for which it is told so.
-    pub fn of_key(&mut self, key: Cursor, mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>) -> Result<()> {
-        self.take_apart(key.offset)?;
-        let mut chain = std::mem::take(&mut self.chain);
-        let key = self.change(key.offset as usize)?.0.key;
-        for (nth, link) in chain.iter_mut().enumerate() {
-            let Link { time, is_copy, op, spot, patch, .. } = *link;
+    /// came: which one it is from 0, and whether it is taken. Those for which it is told so are marked.
+    pub fn of_key(
+        &self,
+        look: &mut Look,
+        key: Cursor,
+        mut show: impl FnMut(u32, &Change<'_>, bool) -> Result<bool>,
+    ) -> Result<()> {
+        let key = self.take_apart(&mut look.chain, key.offset)?;
+        for (nth, link) in look.chain.iter().enumerate() {
+            let Link { time, at, is_copy, op, spot, patch, is_taken } = *link;
             let change = Change { key, time, is_copy, op, spot, patch: span(&self.records, patch) };
-            let taken = self.records[link.at as usize + BEFORE] & TAKEN != 0;
-            link.is_taken = show(nth as u32, &change, taken)?;
+            if show(nth as u32, &change, is_taken)? {
+                look.marks.taken.push(at);
+            }
         }
-        for link in chain.iter().filter(|link| link.is_taken) {
-            self.records[link.at as usize + BEFORE] |= TAKEN;
-        }
-        self.chain = chain;
         Ok(())
     }
 
-    /// Takes the changes of a key apart, from the newest one on.
-    fn take_apart(&mut self, newest: u32) -> Result<()> {
-        self.chain.clear();
+    /// Takes the changes of a key apart, from the newest one on; gives the key.
+    fn take_apart(&self, chain: &mut Vec<Link>, newest: u32) -> Result<&[u8]> {
+        chain.clear();
         let mut next = newest + 1;
         while next != 0 {
             let at = next - 1;
-            let mut reader = Records::new(&self.records, at as usize + BEFORE);
-            let (Change { time, is_copy, op, spot, patch, .. }, _) = reader.expect()?;
-            // A patch is the end of what is written of a change.
-            let patch = ((reader.at - patch.len()) as u32, patch.len() as u32);
-            self.chain.push(Link { time, at, is_copy, op, spot, patch, is_taken: false });
-            next = self.before(at as usize)?;
+            let record = self.record(at as usize)?;
+            chain.push(record.link(at));
+            next = record.before;
         }
         // Next to always they came in order.
-        self.chain.reverse();
-        if !self.chain.is_sorted_by_key(|link| link.time) {
-            self.chain.sort_by_key(|link| link.time);
+        chain.reverse();
+        if !chain.is_sorted_by_key(|link| link.time) {
+            chain.sort_by_key(|link| link.time);
         }
-        Ok(())
+        self.record(newest as usize).map(|record| record.key)
     }
 
-    /// Forgets the patches that were at hand.
-    pub fn put_away(&mut self) {
-        self.patches.clear();
-    }
-
-    /// Has at hand the patches of the key that was looked at last: those from one of its changes on
-    /// that count.
-    pub fn have_at_hand(&mut self, from: u32, counts: impl Fn(u64, bool) -> bool) -> AtHand {
-        let first = self.patches.len();
-        let links = self.chain.iter().skip(from as usize);
-        let links = links.filter(|link| link.op == Op::Patch && counts(link.time, link.is_copy));
-        self.patches.extend(links.map(|link| link.patch));
-        AtHand { from: first as u32, count: (self.patches.len() - first) as u32 }
-    }
-
-    /// The patches at hand.
-    pub fn at_hand(&self, AtHand { from, count }: AtHand) -> impl Iterator<Item = &[u8]> {
-        let spans = self.patches.get(from as usize..(from + count) as usize).unwrap_or_default();
+    /// The patches that a look has at hand.
+    pub fn at_hand<'a>(&'a self, look: &'a Look, AtHand { from, count }: AtHand) -> impl Iterator<Item = &'a [u8]> {
+        let spans = look.patches.get(from as usize..(from + count) as usize).unwrap_or_default();
         spans.iter().map(|patch| span(&self.records, *patch))
     }
 
     /// Where the change of the same key is that came before one, plus 1; 0 for none.
-    fn before(&self, at: usize) -> Result<u32> {
-        let before = self.records.get(at..at + BEFORE).and_then(|b| b.try_into().ok());
-        before.map(u32::from_le_bytes).ok_or_else(nowhere)
+    fn before(&self, at: usize) -> Option<u32> {
+        self.records.get(at..)?.first_chunk().map(|before| u32::from_le_bytes(*before))
     }
 
-    fn change(&self, at: usize) -> Result<(Change<'_>, u8)> {
-        Records::new(&self.records, at + BEFORE).expect()
+    /// The change at a place.
+    #[inline]
+    fn record(&self, at: usize) -> Result<Record<'_>> {
+        Record::read(&self.records, at).ok_or_else(nowhere)
     }
 
-    /// Says that nothing of a key need be looked at any more.
-    pub fn take(&mut self, key: Cursor) {
-        if let Some(slot) = self.slots.get_mut(key.block as usize) {
-            *slot |= DONE;
+    /// Notes what need not be looked at any more.
+    pub fn note(&mut self, marks: &mut Marks) {
+        for at in marks.taken.drain(..) {
+            take(&mut self.records, at);
+        }
+        for slot in marks.done.drain(..) {
+            self.slots[slot as usize] |= DONE;
         }
     }
 
     /// Shows the changes of all keys that are not taken whole, those of one key together: where, which
     /// one of its key it is, and whether it is taken.
-    pub fn rest(&mut self, mut show: impl FnMut(Cursor, u32, &Change<'_>, bool) -> Result<()>) -> Result<()> {
-        for slot in 0..self.slots.len() {
-            let newest = (self.slots[slot] & PLACE) as u32;
-            if newest == 0 || self.slots[slot] & DONE != 0 {
-                continue;
+    pub fn rest(
+        &self,
+        look: &mut Look,
+        mut show: impl FnMut(Cursor, u32, &Change<'_>, bool) -> Result<()>,
+    ) -> Result<()> {
+        let mut left = Vec::with_capacity(NEAR);
+        let mut slots = self.slots.iter().enumerate();
+        loop {
+            left.clear();
+            let is_left = |(_, slot): &(usize, &u64)| **slot & PLACE != 0 && **slot & DONE == 0;
+            left.extend(slots.by_ref().filter(is_left).map(|(number, slot)| (number as u32, slot & PLACE)).take(NEAR));
+            if left.is_empty() {
+                return Ok(());
             }
-            let key = Cursor { block: slot as u32, offset: newest - 1, ordinal: 0 };
-            self.of_key(key, |nth, change, taken| show(key, nth, change, taken).map(|()| false))?;
+            self.near_places(&mut look.near, left.iter().map(|(_, place)| *place as u32), true);
+            for (slot, newest) in &left {
+                let key = Cursor { block: *slot, offset: *newest as u32 - 1, ordinal: 0 };
+                self.of_key(look, key, |nth, change, taken| show(key, nth, change, taken).map(|()| false))?;
+            }
         }
-        Ok(())
     }
 
-    /// All changes in the order in which they came, as they were written.
-    pub fn drain(self, mut give: impl FnMut(&Change<'_>, &[u8]) -> Result<()>) -> Result<()> {
+    /// All changes in the order in which they came.
+    pub fn drain(self, mut give: impl FnMut(&Change<'_>) -> Result<()>) -> Result<()> {
         let Table { records, slots, .. } = self;
         drop(slots);
         let mut at = 0;
         while at < records.len() {
-            let mut reader = Records::new(&records, at + BEFORE);
-            let (change, _) = reader.expect()?;
-            give(&change, &records[at + BEFORE..reader.at])?;
-            at = reader.at;
+            let record = Record::read(&records, at).ok_or_else(nowhere)?;
+            let Link { time, is_copy, op, spot, patch, .. } = record.link(at as u32);
+            give(&Change { key: record.key, time, is_copy, op, spot, patch: span(&records, patch) })?;
+            at = record.end;
         }
         Ok(())
     }
@@ -283,7 +280,7 @@ impl Table {
 
     /// The slot of a key, or the free one where it belongs.
     fn slot_of(&self, hash: u64, key: &[u8]) -> Result<usize> {
-        self.search(hash, |place| Ok(self.change(place as usize - 1)?.0.key == key))
+        self.search(hash, |place| Ok(self.record(place as usize - 1)?.key == key))
     }
 
     fn grow(&mut self) {
@@ -300,8 +297,39 @@ impl Table {
     }
 }
 
-fn span(records: &[u8], (from, length): Span) -> &[u8] {
-    records.get(from as usize..from as usize + length as usize).unwrap_or_default()
+impl Look {
+    /// Forgets the patches that were at hand.
+    pub fn put_away(&mut self) {
+        self.patches.clear();
+    }
+
+    /// Has at hand the patches of the key that was looked at last: those from one of its changes on
+    /// that count.
+    pub fn have_at_hand(&mut self, from: u32, counts: impl Fn(u64, bool) -> bool) -> AtHand {
+        let first = self.patches.len();
+        let links = self.chain.iter().skip(from as usize);
+        let links = links.filter(|link| link.op == Op::Patch && counts(link.time, link.is_copy));
+        self.patches.extend(links.map(|link| link.patch));
+        AtHand { from: first as u32, count: (self.patches.len() - first) as u32 }
+    }
+
+    /// Marks a key: nothing of it need be looked at any more.
+    pub fn take(&mut self, key: Cursor) {
+        self.marks.done.push(key.block);
+    }
+
+    /// What was marked.
+    pub fn marks(&mut self) -> &mut Marks {
+        &mut self.marks
+    }
+}
+
+impl Marks {
+    /// Adds what somebody else has marked.
+    pub fn add(&mut self, mut other: Marks) {
+        self.done.append(&mut other.done);
+        self.taken.append(&mut other.taken);
+    }
 }
 
 fn nowhere() -> Error {
@@ -312,6 +340,7 @@ fn nowhere() -> Error {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::read::change::Spot;
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -336,33 +365,36 @@ mod tests {
                 .into_iter()
                 .map(|(hash, key, time)| (hash << spread, [hash as u8, key].repeat(1 + hash as usize % 3), time))
                 .collect();
-            let mut table = Table::new(1 << 20);
+            let mut table = Table::expecting(Expected::default(), 1 << 20, true);
             let mut expected: BTreeMap<(u64, &[u8]), Vec<Change<'_>>> = BTreeMap::new();
             for (number, plain) in changes.iter().enumerate() {
                 prop_assert!(table.push(plain.0, &change(plain, number)).unwrap());
                 expected.entry((plain.0, &plain.1)).or_default().push(change(plain, number));
             }
             prop_assert_eq!(table.count(), changes.len() as u64);
+            let mut look = Look::default();
             for ((hash, key), of_key) in &mut expected {
                 of_key.sort_by_key(|c| c.time);
                 prop_assert!(table.may_hold(*hash));
                 let place = table.find(*hash, key).unwrap().unwrap();
                 for round in [false, true] {
                     let mut shown = 0;
-                    table.of_key(place, |nth, found, taken| {
+                    table.of_key(&mut look, place, |nth, found, taken| {
                         assert_eq!((nth, *found, taken), (shown, of_key[nth as usize], round && nth == 1));
                         shown += 1;
                         Ok(nth == 1)
                     }).unwrap();
                     prop_assert_eq!(shown as usize, of_key.len());
+                    table.note(look.marks());
                 }
                 prop_assert_eq!(table.find(*hash, b"another key").unwrap(), None);
                 if taken.contains(&(*hash >> spread)) {
-                    table.take(place);
+                    look.take(place);
                 }
             }
+            table.note(look.marks());
             let mut left = Vec::new();
-            table.rest(|_, nth, found, taken| {
+            table.rest(&mut look, |_, nth, found, taken| {
                 assert_eq!(taken, nth == 1);
                 left.extend((nth == 0).then(|| found.key.to_vec()));
                 Ok(())
@@ -373,9 +405,8 @@ mod tests {
             wanted.sort();
             prop_assert_eq!(left, wanted);
             let mut number = 0;
-            table.drain(|drained, record| {
+            table.drain(|drained| {
                 assert_eq!(drained, &change(&changes[number], number));
-                assert_eq!(&Records::new(record, 0).expect().unwrap().0, drained);
                 number += 1;
                 Ok(())
             }).unwrap();

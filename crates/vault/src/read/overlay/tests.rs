@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::frame::Frame;
-use crate::hash::HashKeys;
 use crate::read::gather::{Changes, Finished};
+use crate::read::hashes::Hashes;
 use crate::read::parts::Expected;
-use model::{BatchBuilder, Encoding, ErrorKind, Kind};
+use model::{BatchBuilder, Encoding, ErrorKind, Kind, Patcher};
 use proptest::prelude::*;
 
 struct Append;
@@ -18,9 +18,13 @@ impl Patcher for Append {
     }
 }
 
+fn applier() -> Applier {
+    Applier::new(Some(Arc::new(Append)))
+}
+
 fn applied(overlay: &mut Overlay, patches: Patches, body: &[u8]) -> Vec<u8> {
     let mut made = b"others before it".to_vec();
-    overlay.apply(patches, body, Some(&Append), &mut made).unwrap();
+    overlay.apply(patches, body, &mut applier(), &mut made).unwrap();
     made.split_off(16)
 }
 
@@ -152,7 +156,7 @@ impl Driven<'_> {
             match written {
                 Some(written) => {
                     let mut other = b"others before it".to_vec();
-                    apply_written(&written, &self.body_at(start), Some(&Append), &mut other).unwrap();
+                    applier().apply_written(&written, &self.body_at(start), &mut other).unwrap();
                     assert_eq!(other[16..], body);
                     assert!(written.len() <= most);
                 }
@@ -175,24 +179,34 @@ fn overlaid(
     until: u64,
     (memory, large): (usize, bool),
 ) -> Outcome {
-    let keys = HashKeys::derive(&[3; 32]);
+    let keys = Hashes::default();
     let expected = Expected { changes: 40, bytes: if large { usize::MAX } else { 0 } };
     let mut changes = Changes::new(keys.clone(), expected, memory, tempfile::tempfile, ordered).unwrap();
     for layers in [false, true] {
         for (number, (is_copy, kind, all)) in frames.iter().enumerate().filter(|(_, f)| f.0 == layers) {
-            let frame = frame(kind.clone(), all);
+            let (frame, mut hashes, number) = (frame(kind.clone(), all), Vec::new(), number as u32);
+            keys.of_batch(&frame.batch, &mut hashes);
+            let read = at(all.first().map_or(0, |c| c.2));
             match is_copy {
-                true => changes.add_layer_frame(number as u32, &frame, at(all.first().map_or(0, |c| c.2))).unwrap(),
-                false => changes.add_log_frame(number as u32, &frame, 0, until).unwrap(),
+                true => changes.add_layer_frame(number, (&frame, &hashes), read).unwrap(),
+                false => changes.add_log_frame(number, (&frame, &hashes), (0, until)).unwrap(),
             }
         }
     }
     let mut driven = Driven { frames, ordered, here: Vec::new(), rest: Vec::new() };
-    let hash = |key: u8| keys.key(&id(), &Kind::Document, &[key]);
+    let hash = |key: u8| keys.of(&[key]);
     match changes.finish().unwrap() {
         Finished::Whole(mut overlay) => {
             assert!(!large || ordered);
-            base.iter().for_each(|(key, read)| driven.document(&mut overlay, hash(*key), *key, at(*read)));
+            // Documents without an order are looked up side by side.
+            let mut shared = (!ordered).then(|| overlay.shared().unwrap());
+            for (i, (key, read)) in base.iter().enumerate() {
+                let looked_up = shared.as_mut().filter(|_| i % 2 == 1).unwrap_or(&mut overlay);
+                driven.document(looked_up, hash(*key), *key, at(*read));
+            }
+            if let Some(shared) = shared {
+                overlay.mark(shared.marks());
+            }
             driven.left(&mut overlay, 12)?;
         }
         Finished::Parts(mut parts) => {
@@ -258,16 +272,16 @@ proptest! {
 
 #[test]
 fn changes_that_are_not_understood_are_refused() {
-    let keys = HashKeys::derive(&[3; 32]);
+    let keys = Hashes::default();
+    let hash = keys.of(&[1]);
     let mut changes = Changes::new(keys, Expected::default(), 1 << 20, tempfile::tempfile, false).unwrap();
     let mut without_times = frame(Kind::Document, &[(1, 1, 1)]);
     without_times.times.clear();
-    assert_eq!(changes.add_log_frame(0, &without_times, 0, 9).unwrap_err().kind(), ErrorKind::Corrupt);
-    changes.add_log_frame(0, &frame(Kind::Patch, &[(1, 1, 5)]), 0, 9).unwrap();
+    assert_eq!(changes.add_log_frame(0, (&without_times, &[hash]), (0, 9)).unwrap_err().kind(), ErrorKind::Corrupt);
+    changes.add_log_frame(0, (&frame(Kind::Patch, &[(1, 1, 5)]), &[hash]), (0, 9)).unwrap();
     let Finished::Whole(mut overlay) = changes.finish().unwrap() else { panic!() };
-    let hash = HashKeys::derive(&[3; 32]).key(&id(), &Kind::Document, &[1]);
     let Fate::Becomes { start: None, patches } = overlay.fate(hash, &[1], at(1), false).unwrap() else { panic!() };
-    let error = overlay.apply(patches, b"body", None, &mut Vec::new()).unwrap_err();
+    let error = overlay.apply(patches, b"body", &mut Applier::new(None), &mut Vec::new()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     // Another key with the same hash has not changed.
     let mut maybe = vec![5];
