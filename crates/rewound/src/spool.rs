@@ -184,7 +184,7 @@ mod tests {
         let reference = AttachmentRef::of_pieces(&pieces).unwrap();
         let back = collect_attachment(spool.open(&reference).await.unwrap(), 1 << 30).await.unwrap();
         assert!(back == [vec![0; 3], vec![1; IN_MEMORY + 1]].concat());
-        spool.release(&[reference.clone()]);
+        spool.release(std::slice::from_ref(&reference));
         assert_eq!(spool.len(), 0);
         assert!(spool.open(&reference).await.is_err());
     }
