@@ -36,7 +36,7 @@ pub use crypto::{Audience, Identity, check_recipient};
 pub use filter::look_in as look_in_filter;
 pub use hash::{Digest, DocumentHash, HashKeys};
 pub use history::{History, Interval, Moment};
-pub use log::{Appended, Flush, LogHeader, parse as read_log};
+pub use log::{Appended, ContentList, Flush, ListedContent, LogHeader, parse as read_log, read_contents};
 pub use manifest::{Catalog, CatalogEntry, LayerRef, LogSpan, Manifest, ScanSpan, SourceInfo, Totals};
 pub use name::{LogName, ObjectKind, ObjectName, PointName};
 pub use points::{BrokenPoint, Point, Points, parse as read_point};

@@ -32,6 +32,20 @@ pub(crate) fn read(bytes: &[u8], rows: &[Row]) -> serde_json::Result<Vec<(usize,
     any_spelling(text, rows)
 }
 
+/// Reads the answer of `_bulk_get` about documents with these ids, first as [`quick`] does, if it does, then in
+/// any spelling: for tools and tests that have nothing but the bytes. Of each leaf the document's number,
+/// where its text is, and whether that is its body as it is. Never panics, whatever the bytes.
+pub fn leaves_in_answer(answer: &str, ids: &[&str]) -> (Option<Vec<LeafSpot>>, Option<Vec<LeafSpot>>) {
+    let rows: Vec<Row> = ids.iter().map(|id| Row { id: (*id).to_owned(), revs: Vec::new() }).collect();
+    let shown = |leaves: Vec<(usize, Spot)>| leaves.into_iter().map(|(n, s)| (n, s.start..s.end, s.is_plain)).collect();
+    let mut found = Found::new(answer, &rows);
+    let quick = quick::read(&mut found).map(|()| shown(found.leaves));
+    (quick, any_spelling(answer, &rows).ok().map(shown))
+}
+
+/// The number of the document that a leaf belongs to, where its text is, and whether it needs no closer look.
+pub type LeafSpot = (usize, std::ops::Range<usize>, bool);
+
 /// The same, however it is spelled.
 fn any_spelling(text: &str, rows: &[Row]) -> serde_json::Result<Vec<(usize, Spot)>> {
     let mut found = Found::new(text, rows);

@@ -31,6 +31,7 @@ mod source;
 mod wake;
 mod writer;
 
+pub use answer::{LeafSpot, leaves_in_answer};
 pub use document::is_deletion;
 pub use place::Place;
 pub use server::{Server, SharedServer};

@@ -15,6 +15,7 @@ use crate::signed;
 use crate::vault::Inner;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use ed25519_dalek::VerifyingKey;
 use futures::TryStreamExt;
 use model::{AttachmentRef, CollectionId, ContentDigest, Error, ErrorKind, Result, ResultExt};
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ const LIST_MAX: u64 = 1 << 30;
 
 /// Contents that flushes of a chain refer to, from one of them on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ContentList {
+pub struct ContentList {
     /// Always `log contents`.
     rewound: String,
     /// Version of the format.
@@ -40,25 +41,25 @@ pub(crate) struct ContentList {
     /// Number of the first flush that refers to them.
     flush: u32,
     /// The contents.
-    pub contents: Vec<ListedContent>,
+    pub(crate) contents: Vec<ListedContent>,
 }
 
 /// One content, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ListedContent {
+pub struct ListedContent {
     /// The collection of the attachment.
-    pub collection: CollectionId,
+    pub(crate) collection: CollectionId,
     /// Its key, in base64.
     key: String,
     /// What the source calls this piece of its content; nothing, if it is the whole.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub name: String,
+    pub(crate) name: String,
     /// blake3 of the content, in hex.
     digest: String,
     /// Bytes of the content.
-    pub length: u64,
+    pub(crate) length: u64,
     /// Where it is.
-    pub place: Direct,
+    pub(crate) place: Direct,
 }
 
 /// Tells one mention of a content from others.
@@ -66,12 +67,12 @@ pub(super) type Mention = [u8; 32];
 
 impl ListedContent {
     /// The key of the attachment.
-    pub fn key(&self) -> Result<Vec<u8>> {
+    pub(crate) fn key(&self) -> Result<Vec<u8>> {
         BASE64.decode(&self.key).map_err(|_| Error::corrupt("a key in a list of contents is no base64"))
     }
 
     /// blake3 of the content.
-    pub fn digest(&self) -> Result<ContentDigest> {
+    pub(crate) fn digest(&self) -> Result<ContentDigest> {
         unhex32(&self.digest).ok_or_else(|| Error::corrupt("a digest in a list of contents is no hash"))
     }
 
@@ -162,8 +163,22 @@ pub(crate) async fn read(vault: &Inner, name: &ContentsName) -> Result<ContentLi
     reading.await.context(|| format!("reading {path}"))
 }
 
-/// Reads the decrypted bytes of a list.
-pub(crate) fn parse(plain: &[u8], name: &ContentsName, key: &ed25519_dalek::VerifyingKey) -> Result<ContentList> {
+/// Reads the decrypted bytes of the list with a name.
+pub(crate) fn parse(plain: &[u8], name: &ContentsName, key: &VerifyingKey) -> Result<ContentList> {
+    let list = checked(plain, key)?;
+    if (&list.source, &list.run, list.flush) != (&name.source, &name.run, name.flush) {
+        return Err(Error::corrupt("it is another list's content under this name"));
+    }
+    Ok(list)
+}
+
+/// Reads the decrypted bytes of a list of contents: for tools and tests that have nothing but the bytes and the
+/// writer's key, as `vault.json` shows it. Never panics, whatever the bytes.
+pub fn read_contents(plain: &[u8], writer: &str) -> Result<ContentList> {
+    checked(plain, &crate::vault_file::verifying_key(writer)?)
+}
+
+fn checked(plain: &[u8], key: &VerifyingKey) -> Result<ContentList> {
     let mut signed = Vec::new();
     let failed = |e: std::io::Error| Error::corrupt("it cannot be decompressed").caused_by(e);
     let decoder = zstd::stream::read::Decoder::new(plain).map_err(failed)?;
@@ -171,9 +186,6 @@ pub(crate) fn parse(plain: &[u8], name: &ContentsName, key: &ed25519_dalek::Veri
     let list: ContentList = signed::read(key, CONTEXT, &signed)?;
     if list.format > crate::vault_file::FORMAT {
         return Err(Error::unsupported(format!("it has format {}", list.format)).hint("install a newer rewound"));
-    }
-    if (&list.source, &list.run, list.flush) != (&name.source, &name.run, name.flush) {
-        return Err(Error::corrupt("it is another list's content under this name"));
     }
     Ok(list)
 }

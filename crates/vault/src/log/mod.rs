@@ -20,6 +20,7 @@ mod seal;
 mod write;
 
 pub(crate) use catalog::apply;
+pub use contents::{ContentList, ListedContent, read_contents};
 pub(crate) use cover::{Cover, Piece, cover};
 pub(crate) use gather::CATALOG_SPACE;
 pub use header::{LogHeader, parse};
