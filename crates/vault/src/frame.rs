@@ -41,7 +41,7 @@ enum OpenKeys {
 }
 
 /// A finished frame: header and documents.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ClosedFrame {
     pub collection: CollectionId,
     pub kind: Kind,

@@ -24,7 +24,7 @@ const SALT: u32 = 0x184D_2A50;
 const HEADER: usize = 32 << 10;
 
 /// Frames on their way into one segment.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Draft {
     pub encoding: Encoding,
     pub frames: Vec<ClosedFrame>,

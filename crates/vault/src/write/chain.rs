@@ -79,11 +79,12 @@ impl Run {
     /// Writes one flush, durably: all changes since the last one. After an error nothing of it counts:
     /// it may be given again, alone or with what came since. The log can be read up to here from now
     /// on, whatever becomes of the run.
-    pub async fn append(&self, flush: Flush) -> Result<Appended> {
+    pub async fn append(&self, mut flush: Flush) -> Result<Appended> {
         let mut chain = self.chain.lock().await;
         let chain = chain.as_mut().ok_or_else(|| Error::bug("no position was given to follow from"))?;
         // A prune may take the chain of a run away that was silent for too long.
         self.alive.check()?;
+        self.changed.place(&mut flush.changes).await?;
         let (appended, listed) = chain.append(&self.vault, &flush).await?;
         self.pieces.learn(&listed).await?;
         Ok(appended)

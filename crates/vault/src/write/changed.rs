@@ -1,26 +1,31 @@
 //! The contents of attachments that change: small ones stand beside the change in the log, larger ones are
-//! objects of their own, each stored once.
+//! stored as a scan does it, each once, those of one flush packed together.
 
-use crate::direct::Direct;
 use crate::write::contents::RunContents;
-use crate::write::pieces::KnownPieces;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use futures::StreamExt;
 use model::limits::ATTACHMENT_BESIDE;
-use model::{AttachmentRef, AttachmentStore, AttachmentStream, CollectionId, Error, Result};
-use std::sync::Arc;
+use model::{AttachmentRef, AttachmentStore, AttachmentStream, ChangeBatch, CollectionId, Error, Result};
 
 /// Takes the contents that a run's chain refers to.
 #[derive(Debug)]
 pub(crate) struct ChangedContents {
-    contents: Arc<RunContents>,
-    pieces: Arc<KnownPieces>,
+    contents: RunContents,
 }
 
 impl ChangedContents {
-    pub fn new(contents: Arc<RunContents>, pieces: Arc<KnownPieces>) -> Self {
-        ChangedContents { contents, pieces }
+    /// In contents that are for this only.
+    pub fn new(contents: RunContents) -> Self {
+        ChangedContents { contents: contents.trying_again() }
+    }
+
+    /// Stores what changes refer to, and says in them where it is.
+    pub async fn place(&self, changes: &mut [ChangeBatch]) -> Result<()> {
+        match changes.iter().all(|change| change.batch.attachments.is_empty()) {
+            true => Ok(()),
+            false => self.contents.place_directly(changes).await,
+        }
     }
 }
 
@@ -31,17 +36,14 @@ impl AttachmentStore for ChangedContents {
         while let Some(piece) = content.next().await {
             start.extend_from_slice(&piece?);
             if start.len() > ATTACHMENT_BESIDE {
-                let (digest, length, parts) = self.contents.put_parts(start, content).await?;
-                return Ok(AttachmentRef { digest, length, place: Direct::Parts(parts).place()?.into() });
+                return self.contents.put_from(start, content).await;
             }
         }
         Ok(AttachmentRef::inline(&start))
     }
 
     async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {
-        let Some(found) = self.pieces.find(collection, key, name).await? else { return Ok(None) };
-        let Some(direct) = found.place.direct() else { return Ok(None) };
-        Ok(Some(AttachmentRef { digest: found.digest, length: found.length, place: direct.place()?.into() }))
+        self.contents.known(collection, key, name).await
     }
 
     async fn open(&self, _: &AttachmentRef) -> Result<AttachmentStream> {

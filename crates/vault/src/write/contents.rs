@@ -2,7 +2,7 @@
 //! parts, each content once.
 
 use crate::crypto::Audience;
-use crate::direct::Direct;
+use crate::direct::{Direct, stands_alone};
 use crate::frame::OpenFrame;
 use crate::manifest::{Borrowed, ContentPart, Contents, Pack};
 use crate::name::ObjectKind;
@@ -14,8 +14,8 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use model::limits::{ATTACHMENT_PACKED, FRAME, PART, SEGMENT_TARGET};
 use model::{
-    AttachmentRef, AttachmentStore, AttachmentStream, Batch, BatchBuilder, CollectionId, ContentDigest, Encoding,
-    Error, Kind, Result,
+    AttachmentRef, AttachmentStore, AttachmentStream, Batch, BatchBuilder, ChangeBatch, CollectionId, ContentDigest,
+    Encoding, Error, Kind, Result,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -142,6 +142,8 @@ pub(crate) struct RunContents {
     writer: Arc<ObjectWriter>,
     pieces: Arc<KnownPieces>,
     level: i32,
+    /// Whether what could not be stored is stored later.
+    tries_again: bool,
     state: Mutex<State>,
 }
 
@@ -167,7 +169,12 @@ impl RunContents {
             first: 0,
             next: 0,
         };
-        RunContents { writer, pieces, level, state: Mutex::new(state) }
+        RunContents { writer, pieces, level, tries_again: false, state: Mutex::new(state) }
+    }
+
+    /// The same for a vault that may be away for a while.
+    pub fn trying_again(self) -> Self {
+        RunContents { tries_again: true, ..self }
     }
 
     /// Adds contents that older points have. Those in objects that may not be reused are left out.
@@ -238,8 +245,15 @@ impl RunContents {
             return Ok(());
         }
         let draft = std::mem::replace(&mut state.draft, Draft::new(Encoding::Bin));
-        let none = HashMap::new();
-        let segment = self.writer.put_segment(ObjectKind::Segment, Audience::Readers, self.level, draft, &none).await?;
+        let (none, kept) = (HashMap::new(), self.tries_again.then(|| draft.clone()));
+        let storing = self.writer.put_segment(ObjectKind::Segment, Audience::Readers, self.level, draft, &none).await;
+        let segment = match (storing, kept) {
+            (Err(e), Some(draft)) => {
+                state.draft = draft;
+                return Err(e);
+            }
+            (storing, _) => storing?,
+        };
         state.contents.packs.push(Pack { first: state.first, segment });
         state.first = state.next;
         Ok(())
@@ -260,12 +274,7 @@ impl RunContents {
         Ok(ContentPart { object: stored.path, size: stored.size, raw: size })
     }
 
-    /// Stores a content of which `start` has come already in objects of its own.
-    pub async fn put_parts(
-        &self,
-        start: BytesMut,
-        mut content: AttachmentStream,
-    ) -> Result<(ContentDigest, u64, Vec<ContentPart>)> {
+    async fn put_large(&self, start: BytesMut, mut content: AttachmentStream) -> Result<AttachmentRef> {
         let mut hasher = blake3::Hasher::new();
         let mut parts = Vec::new();
         let mut length = 0;
@@ -285,13 +294,39 @@ impl RunContents {
             length += buffer.len() as u64;
             parts.push(self.put_part(buffer.freeze()).await?);
         }
-        Ok((*hasher.finalize().as_bytes(), length, parts))
-    }
-
-    async fn put_large(&self, start: BytesMut, content: AttachmentStream) -> Result<AttachmentRef> {
-        let (digest, length, parts) = self.put_parts(start, content).await?;
+        let digest = *hasher.finalize().as_bytes();
         let place = add_parts(&mut self.state.lock().await.contents, parts);
         Ok(AttachmentRef { digest, length, place: place.to_string().into() })
+    }
+
+    /// Takes a content of which `start` has come already.
+    pub async fn put_from(&self, mut start: BytesMut, mut content: AttachmentStream) -> Result<AttachmentRef> {
+        while start.len() < ATTACHMENT_PACKED {
+            match content.next().await {
+                Some(piece) => start.extend_from_slice(&piece?),
+                None => return self.put_small(start.freeze()).await,
+            }
+        }
+        self.put_large(start, content).await
+    }
+
+    /// Stores what is still open, and puts places that mean something by themselves in the place of those
+    /// that mean something here.
+    pub async fn place_directly(&self, changes: &mut [ChangeBatch]) -> Result<()> {
+        let mut state = self.state.lock().await;
+        self.seal(&mut state).await?;
+        let directly = |place: &str| match stands_alone(place) {
+            true => Ok(place.into()),
+            false => {
+                let known = KnownPlace::of(&state.contents, place).and_then(KnownPlace::direct);
+                let unknown = || Error::bug("a change refers to the content of an attachment that was not put");
+                Ok(known.ok_or_else(unknown)?.place()?.into())
+            }
+        };
+        for reference in changes.iter_mut().flat_map(|change| &mut change.batch.attachments) {
+            *reference = reference.placed(directly)?;
+        }
+        Ok(())
     }
 }
 
@@ -323,15 +358,8 @@ fn content_batch(digest: &ContentDigest, content: &Bytes) -> Batch {
 
 #[async_trait]
 impl AttachmentStore for RunContents {
-    async fn put(&self, mut content: AttachmentStream) -> Result<AttachmentRef> {
-        let mut start = BytesMut::new();
-        while let Some(piece) = content.next().await {
-            start.extend_from_slice(&piece?);
-            if start.len() >= ATTACHMENT_PACKED {
-                return self.put_large(start, content).await;
-            }
-        }
-        self.put_small(start.freeze()).await
+    async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef> {
+        self.put_from(BytesMut::new(), content).await
     }
 
     async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {

@@ -105,7 +105,7 @@ pub struct Run {
     pub(super) writer: Arc<ObjectWriter>,
     contents: Arc<RunContents>,
     pub(super) pieces: Arc<KnownPieces>,
-    changed: Arc<ChangedContents>,
+    pub(super) changed: Arc<ChangedContents>,
     pub(super) alive: Alive,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
@@ -247,7 +247,8 @@ impl Run {
         let writer = Arc::new(ObjectWriter::new(objects, trusted, doomed, vault.seams.random.clone()));
         let pieces = Arc::new(KnownPieces::new(vault.clone(), writer.clone(), layers, lists));
         let contents = Arc::new(RunContents::new(writer.clone(), pieces.clone(), options.level));
-        let changed = Arc::new(ChangedContents::new(contents.clone(), pieces.clone()));
+        let changed = RunContents::new(writer.clone(), pieces.clone(), options.level);
+        let changed = Arc::new(ChangedContents::new(changed));
         let permits = Arc::new(Semaphore::new(options.workers.max(1)));
         let state = State {
             packer: Packer::new(Sizes::default(), writer.buffers.clone()),
