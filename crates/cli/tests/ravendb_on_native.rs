@@ -287,10 +287,12 @@ fn what_cannot_go_on_top_is_a_new_scan_and_said() {
     let into = scans("stored beside the backup that the server made", &["--release-tombstones"]);
     assert_eq!(into.documents(), db.documents());
     assert_eq!(host.run(&["points", "v", "--json"]).ends(0).summary()["gaps"], 0);
-    // Larger than a change may be.
+    // A large attachment can.
     native(&host, &db);
     db.attach("orders/3", "large.bin", &vec![5; 9 << 20]);
-    let into = scans("larger than", &[]);
+    changes(&host, &db);
+    let into = Raven::shared().no_database();
+    back(&host, &into, &[]).ends(0);
     assert_eq!(into.done("GET", "/attachments?id=orders%2F3&name=large.bin", b""), vec![5; 9 << 20]);
     // Everything, as it was asked for: what comes after it goes on top of that.
     native(&host, &db);

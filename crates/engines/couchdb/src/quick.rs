@@ -194,6 +194,7 @@ mod tests {
             assert!(text.starts_with("{\"_id\"") && serde_json::from_str::<serde_json::Value>(text).is_ok(), "{text}");
         }
         assert_eq!(spots("{\"results\":[]}").unwrap(), []);
+        assert_eq!(spots(&of(r#"{"_id":"a","_rev":"1-x","huge":1e901}"#)).unwrap().len(), 1);
     }
 
     #[test]
@@ -241,7 +242,8 @@ mod tests {
         ]), 0..9)) {
             let answer = of(&format!(r#"{{"_id":"a","_rev":"1-x","v":{}}}"#, pieces.concat()));
             if spots(&answer).is_some() {
-                prop_assert!(serde_json::from_str::<serde_json::Value>(&answer).is_ok(), "{}", answer);
+                // As text: a number may be larger than any that a program has.
+                prop_assert!(serde_json::from_str::<&serde_json::value::RawValue>(&answer).is_ok(), "{}", answer);
             }
         }
     }
