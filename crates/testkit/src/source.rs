@@ -17,9 +17,13 @@ pub struct MemoryAttachments {
 }
 
 impl MemoryAttachments {
-    /// Whether content with this digest was put.
-    pub fn has(&self, digest: &ContentDigest) -> bool {
-        self.content.lock().unwrap().contains_key(digest)
+    /// Whether the content of a reference was put.
+    pub fn has(&self, reference: &AttachmentRef) -> bool {
+        let content = self.content.lock().unwrap();
+        match reference.pieces() {
+            Some(pieces) => pieces.unwrap().iter().all(|p| content.contains_key(&p.content.digest)),
+            None => content.contains_key(&reference.digest),
+        }
     }
 
     /// The content of a reference.
@@ -147,7 +151,7 @@ pub async fn read_everything(
                     assert_eq!(batch.collection, info.id, "a part gives its own collection only");
                     assert!(!batch.is_empty(), "no empty batches");
                     for content in &batch.attachments {
-                        assert!(store.has(&content.digest), "attachments come before their batch");
+                        assert!(store.has(content), "attachments come before their batch");
                         bytes += content.length;
                     }
                     bytes += if batch.kind == Kind::Attachment { 0 } else { batch.raw_bytes() };
