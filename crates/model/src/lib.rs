@@ -22,7 +22,7 @@ pub use attachment::{
 pub use batch::{Batch, BatchBuilder, CollectionId, Doc, Encoding, Kind};
 pub use catalog::{CollectionInfo, Description, Engine, FeedKind};
 pub use error::{Error, ErrorKind, Result, ResultExt};
-pub use pieces::{Piece, digest_of, in_turn};
+pub use pieces::{Piece, in_turn};
 pub use report::{Leftovers, Loss, PlannedCollection, RestorePlan, RestoreReport, Skipped};
 pub use seams::{Clock, FixedClock, OsRandom, Random, Seams, SeededRandom, SystemClock};
 pub use selection::{IfExists, Indexes, RestoreOptions, Selection, glob_matches};

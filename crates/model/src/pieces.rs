@@ -86,7 +86,7 @@ where
 }
 
 /// The digest of a content with pieces that have these.
-pub fn digest_of<'a>(pieces: impl ExactSizeIterator<Item = &'a [u8; 32]>) -> [u8; 32] {
+fn digest_of<'a>(pieces: impl ExactSizeIterator<Item = &'a [u8; 32]>) -> [u8; 32] {
     let alone = pieces.len() == 1;
     let mut hasher = blake3::Hasher::new();
     for digest in pieces {

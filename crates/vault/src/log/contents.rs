@@ -16,8 +16,8 @@ use crate::vault::Inner;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::VerifyingKey;
-use futures::TryStreamExt;
-use model::{AttachmentRef, CollectionId, ContentDigest, Error, ErrorKind, Result, ResultExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use model::{AttachmentRef, CollectionId, ContentDigest, Error, Result, ResultExt};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::io::Read;
@@ -26,6 +26,8 @@ use std::io::Read;
 const CONTEXT: &str = "rewound format 1 log contents";
 /// Bytes of a list that are read at most, decompressed (1 GiB).
 const LIST_MAX: u64 = 1 << 30;
+/// Lists that are read side by side.
+const SIDE_BY_SIDE: usize = 16;
 
 /// Contents that flushes of a chain refer to, from one of them on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,13 @@ pub struct ListedContent {
 
 /// Tells one mention of a content from others.
 pub(super) type Mention = [u8; 32];
+
+impl ContentList {
+    /// Paths of the objects that hold the contents.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &str> {
+        self.contents.iter().flat_map(|content| content.place.objects())
+    }
+}
 
 impl ListedContent {
     /// The key of the attachment.
@@ -196,10 +205,10 @@ pub(crate) async fn names(vault: &Inner, source: &str) -> Result<Vec<ContentsNam
     entries.try_filter_map(|entry| std::future::ready(Ok(ContentsName::parse(&entry.name)))).try_collect().await
 }
 
-/// Reads a list; none if a prune has just removed it.
-pub(crate) async fn read_if_there(vault: &Inner, name: &ContentsName) -> Result<Option<ContentList>> {
-    match read(vault, name).await {
-        Err(e) if e.kind() == ErrorKind::Missing => Ok(None),
-        other => other.map(Some),
-    }
+/// Reads lists, several side by side, and gives them in order.
+pub(crate) fn read_all(
+    vault: &Inner,
+    names: Vec<ContentsName>,
+) -> impl Stream<Item = (ContentsName, Result<ContentList>)> + '_ {
+    stream::iter(names).map(move |name| async move { (name.clone(), read(vault, &name).await) }).buffered(SIDE_BY_SIDE)
 }

@@ -200,27 +200,22 @@ impl Census {
         vault: &Arc<Inner>,
         lists: Vec<(ContentsName, u64)>,
     ) -> Result<Vec<Arc<Contents>>> {
-        let unread = lists.iter().filter(|(name, _)| !self.contents.contains_key(&key(&name.stored))).cloned();
-        let mut reading = futures::stream::iter(unread.collect::<Vec<_>>())
-            .map(|(name, size)| {
-                let vault = vault.clone();
-                async move { (contents::read_if_there(&vault, &name).await, name, size) }
-            })
-            .buffered(16);
-        while let Some((list, name, size)) = reading.next().await {
+        let sizes: HashMap<Key, u64> = lists.iter().map(|(name, size)| (key(&name.stored), *size)).collect();
+        let unread = lists.iter().map(|(name, _)| name).filter(|n| !self.contents.contains_key(&key(&n.stored)));
+        let unread: Vec<ContentsName> = unread.cloned().collect();
+        let mut reading = std::pin::pin!(contents::read_all(vault, unread));
+        while let Some((name, list)) = reading.next().await {
             let items = match list {
-                Ok(Some(list)) => {
-                    let objects = list.contents.iter().flat_map(|content| content.place.objects());
-                    Some(objects.filter_map(Item::read).collect::<HashSet<_>>().into_iter().collect())
-                }
-                Ok(None) => continue,
+                Ok(list) => Some(list.objects().filter_map(Item::read).collect::<HashSet<_>>().into_iter().collect()),
+                // Another prune has removed it.
+                Err(e) if e.kind() == ErrorKind::Missing => continue,
                 Err(e) if is_damage(&e) => None,
                 Err(e) => return Err(e),
             };
-            let known = Contents { items, size, name: name.clone() };
-            self.contents.insert(key(&name.stored), Arc::new(known));
+            let stored = key(&name.stored);
+            let size = sizes.get(&stored).copied().unwrap_or_default();
+            self.contents.insert(stored, Arc::new(Contents { name, size, items }));
         }
-        drop(reading);
         Ok(lists.iter().filter_map(|(name, _)| self.contents.get(&key(&name.stored)).cloned()).collect())
     }
 

@@ -7,6 +7,7 @@ use crate::manifest::Manifest;
 use crate::name::{HISTORY, PointName};
 use crate::objects::Objects;
 use crate::vault::Inner;
+use futures::StreamExt;
 use model::{Error, ErrorKind, Result};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -61,10 +62,11 @@ async fn is_lost(vault: &Arc<Inner>, tag: &str, manifest: &Manifest) -> Result<b
 async fn listed_by(vault: &Inner, tag: &str, manifest: &Manifest) -> Result<HashSet<String>> {
     let mut objects = HashSet::new();
     if manifest.log.is_some() {
-        for name in contents::names(vault, tag).await?.into_iter().filter(|name| name.run == manifest.run) {
-            let list = contents::read_if_there(vault, &name).await?;
-            let places = list.iter().flat_map(|list| &list.contents).map(|content| &content.place);
-            objects.extend(places.flat_map(|place| place.objects()).map(str::to_owned));
+        let mut names = contents::names(vault, tag).await?;
+        names.retain(|name| name.run == manifest.run);
+        let mut reading = std::pin::pin!(contents::read_all(vault, names));
+        while let Some((_, list)) = reading.next().await {
+            objects.extend(list?.objects().map(str::to_owned));
         }
     }
     Ok(objects)

@@ -6,6 +6,7 @@ use crate::objects::is_damage;
 use crate::points::{self, Point, Points};
 use crate::read::State;
 use crate::vault::{Inner, Vault};
+use futures::StreamExt;
 use model::{EngineTime, Error, ErrorKind, FeedKind, Gap, Kind, Patcher, Result, Selection};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,8 +19,9 @@ pub(crate) struct Changes {
     pub until: EngineTime,
     /// Applies the engine's patches.
     pub patcher: Option<Arc<dyn Patcher>>,
-    /// Paths of the objects with contents of attachments that the changes refer to, as far as is known.
-    pub contents: HashSet<String>,
+    vault: Arc<Inner>,
+    /// The last flush of each chain that is read.
+    chains: HashMap<String, u32>,
 }
 
 impl std::fmt::Debug for Changes {
@@ -183,7 +185,7 @@ async fn scanned_state(vault: &Inner, point: &Point, selection: &Selection) -> R
 
 /// The state of a point's last scan, with the changes since.
 async fn with_changes(
-    vault: &Inner,
+    vault: &Arc<Inner>,
     point: &Point,
     cover: &Cover,
     until: EngineTime,
@@ -194,33 +196,35 @@ async fn with_changes(
     let mut catalog = points::scanned_catalog(vault, &point.manifest).await?;
     let touched = index.touched();
     log::apply(&mut catalog, &index.catalog, |id| touched.contains(id));
-    let contents = contents_of(vault, &point.name.source, cover, &index).await?;
-    state(vault, point, catalog, selection, Some(Changes { index, until, patcher, contents })).await
-}
-
-/// The objects with contents that the chains of a cover refer to.
-async fn contents_of(vault: &Inner, source: &str, cover: &Cover, index: &log::LogIndex) -> Result<HashSet<String>> {
-    let mut all = HashSet::new();
-    if !index.frames.iter().any(|frame| frame.space == Kind::Attachment.space()) {
-        return Ok(all);
-    }
-    let mut last: HashMap<&str, u32> = HashMap::new();
+    let mut chains: HashMap<String, u32> = HashMap::new();
     for Piece { object, .. } in &cover.pieces {
-        let last = last.entry(&object.name.run).or_default();
+        let last = chains.entry(object.name.run.clone()).or_default();
         *last = object.name.last.max(*last);
     }
-    for name in contents::names(vault, source).await? {
-        if last.get(&*name.run).is_none_or(|last| *last < name.flush) {
-            continue;
+    let changes = Changes { index, until, patcher, vault: vault.clone(), chains };
+    state(vault, point, catalog, selection, Some(changes)).await
+}
+
+impl Changes {
+    /// Paths of the objects with contents of attachments that the changes refer to, as far as is known.
+    pub async fn contents(&self, source: &str) -> Result<HashSet<String>> {
+        let mut all = HashSet::new();
+        if !self.index.frames.iter().any(|frame| frame.space == Kind::Attachment.space()) {
+            return Ok(all);
         }
-        match contents::read(vault, &name).await {
-            Ok(list) => all.extend(list.contents.iter().flat_map(|c| c.place.objects()).map(str::to_owned)),
-            // Reading does without: changes name the objects themselves.
-            Err(e) if is_damage(&e) => {}
-            Err(e) => return Err(e),
+        let mut names = contents::names(&self.vault, source).await?;
+        names.retain(|name| self.chains.get(&name.run).is_some_and(|last| *last >= name.flush));
+        let mut reading = std::pin::pin!(contents::read_all(&self.vault, names));
+        while let Some((_, list)) = reading.next().await {
+            match list {
+                Ok(list) => all.extend(list.objects().map(str::to_owned)),
+                // Reading does without: changes name the objects themselves.
+                Err(e) if is_damage(&e) => {}
+                Err(e) => return Err(e),
+            }
         }
+        Ok(all)
     }
-    Ok(all)
 }
 
 async fn state(

@@ -12,7 +12,11 @@ impl State {
     /// selected collections is missing; gives the number of objects. What is in them is not looked
     /// at: reading them does that. Those of the change log were looked for when the time was chosen.
     pub async fn check_there(&self) -> Result<usize> {
-        let needed = self.needed();
+        let mut needed = self.needed();
+        if let Some(changes) = self.changes.as_ref().filter(|_| !self.selection.no_attachments) {
+            let contents = changes.contents(&self.point().name.source).await?;
+            contents.iter().for_each(|path| need(&mut needed, path));
+        }
         let mut lost: Vec<&str> = Vec::new();
         for (kind, objects) in &needed {
             let (mut names, mut contents) = (HashSet::new(), HashSet::new());
@@ -38,11 +42,7 @@ impl State {
     /// Paths of all objects with documents or attachments of the selected collections, by kind.
     fn needed(&self) -> BTreeMap<ObjectKind, BTreeSet<String>> {
         let mut needed: BTreeMap<ObjectKind, BTreeSet<String>> = BTreeMap::new();
-        let mut need = |path: &str| {
-            if let Ok(name) = ObjectName::parse(path) {
-                needed.entry(name.kind).or_default().insert(path.to_owned());
-            }
-        };
+        let mut need = |path: &str| need(&mut needed, path);
         let mut with_attachments = false;
         for loaded in self.layers.iter() {
             for collection in self.collections() {
@@ -53,9 +53,6 @@ impl State {
                 let paths = segments.iter().filter_map(|s| loaded.layer.segments.get(*s as usize));
                 paths.for_each(|segment| need(&segment.object));
             }
-        }
-        if let Some(changes) = self.changes.as_ref().filter(|_| !self.selection.no_attachments) {
-            changes.contents.iter().for_each(|path| need(path));
         }
         if with_attachments && !self.selection.no_attachments {
             for contents in self.layers.iter().map(|l| &l.layer.contents) {
@@ -69,5 +66,11 @@ impl State {
 
     fn takes_space(&self, collection: &LayerCollection) -> bool {
         collection.space != "attachment" || !self.selection.no_attachments
+    }
+}
+
+fn need(needed: &mut BTreeMap<ObjectKind, BTreeSet<String>>, path: &str) {
+    if let Ok(name) = ObjectName::parse(path) {
+        needed.entry(name.kind).or_default().insert(path.to_owned());
     }
 }

@@ -6,8 +6,9 @@ use crate::log::contents::{self, ContentList};
 use crate::name::{ContentsName, LogName};
 use crate::objects::is_damage;
 use crate::points;
+use futures::StreamExt;
 use model::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Keys named for one hit.
 const NAMED: usize = 20;
@@ -26,7 +27,7 @@ pub(super) struct Contents {
 impl Contents {
     /// Paths of the objects that hold them.
     pub fn objects(&self) -> impl Iterator<Item = &str> {
-        self.list.contents.iter().flat_map(|content| content.place.objects())
+        self.list.objects()
     }
 }
 
@@ -34,15 +35,21 @@ impl Check<'_> {
     /// Reads the lists that count for something that is there; says whether all could be read.
     pub(super) async fn read_contents(&mut self) -> Result<bool> {
         let names: Vec<ContentsName> = self.there.keys().filter_map(|path| ContentsName::parse(path)).collect();
-        let mut all = true;
-        for name in names {
-            let chain = format!("{}{}/log/{}/", crate::name::HISTORY, name.source, name.run);
-            let of_chain = self.there.range(chain.clone()..).take_while(|(path, _)| path.starts_with(&chain));
-            let flushes = of_chain.filter_map(|(path, _)| LogName::parse(path)).filter(|log| log.last >= name.flush);
-            let times = flushes.map(|log| (log.from as i64, log.to as i64));
-            let Some((from, to)) = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else { continue };
-            match contents::read(self.vault, &name).await {
-                Ok(list) => self.contents.push(Contents { name, list, from, to }),
+        let (mut times, mut counted) = (HashMap::new(), Vec::new());
+        for name in &names {
+            let flushes = times.entry((&name.source, &name.run)).or_insert_with(|| self.times_of(name));
+            // The first of those that hold this flush or a later one.
+            let at = flushes.partition_point(|(last, ..)| *last < name.flush);
+            let Some((_, from, to)) = flushes.get(at).copied() else { continue };
+            counted.push((name.clone(), from, to));
+        }
+        let (mut all, mut lists) = (true, Vec::new());
+        let mut reading =
+            std::pin::pin!(contents::read_all(self.vault, counted.iter().map(|(n, ..)| n.clone()).collect()));
+        let mut counted = counted.iter();
+        while let (Some((name, list)), Some((_, from, to))) = (reading.next().await, counted.next()) {
+            match list {
+                Ok(list) => lists.push(Contents { name, list, from: *from, to: *to }),
                 Err(e) if is_damage(&e) => {
                     self.bad.entry(name.to_string()).or_insert_with(|| e.to_string());
                     all = false;
@@ -50,7 +57,24 @@ impl Check<'_> {
                 Err(e) => return Err(e),
             }
         }
+        self.contents = lists;
         Ok(all)
+    }
+
+    /// The last flushes of the objects of a list's chain, in order; for each, after which time it or a later
+    /// one holds something, and up to which.
+    fn times_of(&self, name: &ContentsName) -> Vec<(u32, i64, i64)> {
+        let chain = format!("{}{}/log/{}/", crate::name::HISTORY, name.source, name.run);
+        let of_chain = self.there.range(chain.clone()..).take_while(|(path, _)| path.starts_with(&chain));
+        let mut all: Vec<_> = of_chain.filter_map(|(path, _)| LogName::parse(path)).collect();
+        all.sort_by_key(|log| log.last);
+        let mut times: Vec<(u32, i64, i64)> = Vec::with_capacity(all.len());
+        for log in all.iter().rev() {
+            let (from, to) = times.last().map_or((i64::MAX, i64::MIN), |(_, from, to)| (*from, *to));
+            times.push((log.last, from.min(log.from as i64), to.max(log.to as i64)));
+        }
+        times.reverse();
+        times
     }
 
     /// What an object with contents hits that the log refers to.

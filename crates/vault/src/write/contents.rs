@@ -72,9 +72,7 @@ impl KnownPlace {
             }
         })
     }
-}
 
-impl KnownPlace {
     /// The place that the change log names.
     pub fn of_direct(direct: &Direct) -> Self {
         match direct {

@@ -13,13 +13,15 @@ use crate::read::Segments;
 use crate::vault::Inner;
 use crate::write::contents::{KnownPlace, Place};
 use crate::write::known::OldLayer;
+use futures::StreamExt;
 use model::limits::ATTACHMENT_BESIDE;
-use model::{CollectionId, ContentDigest, Kind, Result, ResultExt};
+use model::{CollectionId, ContentDigest, Error, Kind, Result, ResultExt};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
-/// Pieces that are remembered (a million): they take about 100 MiB. Beyond, they are fetched again.
+/// Pieces of layers that are remembered (a million), and as many of the log: they take about 100 MiB. Beyond, they
+/// are fetched again.
 const REMEMBERED: usize = 1 << 20;
 
 /// What tells a piece of an attachment from all others.
@@ -43,21 +45,15 @@ pub(crate) struct KnownPiece {
     pub place: KnownPlace,
 }
 
-/// Where a piece is, in little memory.
+/// A content, and where it is, in little memory.
 #[derive(Debug, Clone)]
-enum At {
-    /// In the table of one of the layers.
-    Layer(u16, Place),
-    /// In objects that the log refers to.
-    Log(Arc<Direct>),
-}
-
-#[derive(Debug)]
-struct Remembered {
+struct Remembered<P> {
     digest: ContentDigest,
     length: u64,
-    at: At,
+    place: P,
 }
+
+type Table<P> = HashMap<Id, Remembered<P>>;
 
 /// The pieces that one run can refer to.
 #[derive(Debug)]
@@ -73,7 +69,10 @@ pub(crate) struct KnownPieces {
 
 #[derive(Debug, Default)]
 struct State {
-    pieces: HashMap<Id, Remembered>,
+    /// In the tables of layers, by their numbers.
+    of_layers: Table<(u16, Place)>,
+    /// In objects that the log refers to: newer than any layer.
+    of_log: Table<Arc<Direct>>,
     /// Collections whose attachments were looked up.
     looked: HashSet<CollectionId>,
     /// Whether the log's lists were read.
@@ -109,41 +108,31 @@ impl KnownPieces {
 
     /// A piece of an attachment, if the vault has it for sure.
     pub async fn find(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<KnownPiece>> {
-        if self.layers.is_empty() && self.log.is_empty() && self.state.lock().await.pieces.is_empty() {
-            return Ok(None);
-        }
         let mut state = self.state.lock().await;
         self.look(&mut state, collection).await.context(|| "finding out which attachments the vault has".to_owned())?;
-        let Some(found) = state.pieces.get(&id(collection, key, name)) else { return Ok(None) };
-        let (digest, length) = (found.digest, found.length);
-        let place = match found.at.clone() {
-            At::Layer(layer, place) => {
-                let contents = self.layers.get(usize::from(layer)).map(|old| &old.layer.contents);
-                let Some(place) = contents.and_then(|contents| KnownPlace::at(contents, place)) else {
-                    return Ok(None);
-                };
-                if !place.objects().all(|path| self.writer.may_reuse(path)) {
+        let id = id(collection, key, name);
+        if let Some(Remembered { digest, length, place }) = state.of_log.get(&id).cloned() {
+            for path in place.objects() {
+                // A run looks for what its layers need when it starts; for this nobody has looked.
+                if !self.writer.may_reuse(path) || !self.is_there(&mut state, path).await? {
                     return Ok(None);
                 }
-                place
             }
-            At::Log(direct) => {
-                for path in direct.objects() {
-                    // A run looks for what its layers need when it starts; for this nobody has looked.
-                    if !self.writer.may_reuse(path) || !self.is_there(&mut state, path).await? {
-                        return Ok(None);
-                    }
-                }
-                KnownPlace::of_direct(&direct)
-            }
+            return Ok(Some(KnownPiece { digest, length, place: KnownPlace::of_direct(&place) }));
+        }
+        let Some(Remembered { digest, length, place: (layer, place) }) = state.of_layers.get(&id).cloned() else {
+            return Ok(None);
         };
-        Ok(Some(KnownPiece { digest, length, place }))
+        let contents = self.layers.get(usize::from(layer)).map(|old| &old.layer.contents);
+        let place = contents.and_then(|contents| KnownPlace::at(contents, place));
+        let place = place.filter(|place| place.objects().all(|path| self.writer.may_reuse(path)));
+        Ok(place.map(|place| KnownPiece { digest, length, place }))
     }
 
     /// Remembers what a flush has listed.
     pub async fn learn(&self, listed: &[ListedContent]) -> Result<()> {
         let mut state = self.state.lock().await;
-        listed.iter().try_for_each(|content| remember(&mut state, content))
+        listed.iter().try_for_each(|content| remember(&mut state.of_log, content))
     }
 
     async fn is_there(&self, state: &mut State, path: &str) -> Result<bool> {
@@ -159,36 +148,29 @@ impl KnownPieces {
 
     /// Reads what is known of a collection, the oldest first, so that the newest counts.
     async fn look(&self, state: &mut State, collection: &CollectionId) -> Result<()> {
-        if !state.looked.contains(collection) {
-            // What flushes of this run have listed is newer.
-            let newer = std::mem::take(&mut state.pieces);
-            for (number, old) in self.layers.iter().enumerate() {
-                match self.look_into(state, number as u16, &old.layer, collection).await {
-                    // What is not known is fetched again.
-                    Err(e) if is_damage(&e) => tracing::warn!("some attachments are fetched again: {e}"),
-                    other => other?,
-                }
+        let again = |e: Error| match is_damage(&e) {
+            true => {
+                tracing::warn!("some attachments are fetched again: {e}");
+                Ok(())
             }
-            state.pieces.extend(newer);
+            false => Err(e),
+        };
+        if !state.looked.contains(collection) {
+            for (number, old) in self.layers.iter().enumerate() {
+                self.look_into(state, number as u16, &old.layer, collection).await.or_else(again)?;
+            }
             state.looked.insert(collection.clone());
         }
         if !state.read {
-            let newer = std::mem::take(&mut state.pieces);
-            let mut older = State::default();
-            for name in &self.log {
-                match contents::read(&self.vault, name).await {
-                    Ok(list) => list.contents.iter().try_for_each(|content| remember(&mut older, content))?,
-                    Err(e) if is_damage(&e) => tracing::warn!("some attachments are fetched again: {e}"),
-                    Err(e) => return Err(e),
-                }
+            let mut of_log = Table::new();
+            let mut reading = std::pin::pin!(contents::read_all(&self.vault, self.log.clone()));
+            while let Some((_, list)) = reading.next().await {
+                let learning = list.and_then(|list| list.contents.iter().try_for_each(|c| remember(&mut of_log, c)));
+                learning.or_else(again)?;
             }
-            // Layers are older than the log, and this run is newer.
-            let (log, layers): (Vec<_>, Vec<_>) =
-                newer.into_iter().partition(|(_, piece)| matches!(piece.at, At::Log(_)));
-            state.pieces.extend(layers);
-            state.pieces.extend(older.pieces);
-            state.pieces.extend(log);
-            state.read = true;
+            // What flushes of this run have listed is newer.
+            of_log.extend(std::mem::take(&mut state.of_log));
+            (state.of_log, state.read) = (of_log, true);
         }
         Ok(())
     }
@@ -204,10 +186,9 @@ impl KnownPieces {
                     let Some(pieces) = content.pieces() else { continue };
                     for piece in pieces? {
                         let Some(place) = Place::parse(&piece.content.place) else { continue };
-                        let at = At::Layer(number, place);
                         let (digest, length) = (piece.content.digest, piece.content.length);
                         let id = id(collection, batch.key_of(i), &piece.name);
-                        insert(state, id, Remembered { digest, length, at });
+                        insert(&mut state.of_layers, id, Remembered { digest, length, place: (number, place) });
                     }
                 }
             }
@@ -216,18 +197,18 @@ impl KnownPieces {
     }
 }
 
-fn remember(state: &mut State, content: &ListedContent) -> Result<()> {
+fn remember(table: &mut Table<Arc<Direct>>, content: &ListedContent) -> Result<()> {
     if !content.name.is_empty() {
         let id = id(&content.collection, &content.key()?, &content.name);
-        let at = At::Log(Arc::new(content.place.clone()));
-        insert(state, id, Remembered { digest: content.digest()?, length: content.length, at });
+        let (digest, length, place) = (content.digest()?, content.length, Arc::new(content.place.clone()));
+        insert(table, id, Remembered { digest, length, place });
     }
     Ok(())
 }
 
-fn insert(state: &mut State, id: Id, piece: Remembered) {
-    let room = state.pieces.len() < REMEMBERED || state.pieces.contains_key(&id);
+fn insert<P>(table: &mut Table<P>, id: Id, piece: Remembered<P>) {
+    let room = table.len() < REMEMBERED || table.contains_key(&id);
     if room && piece.length > ATTACHMENT_BESIDE as u64 {
-        state.pieces.insert(id, piece);
+        table.insert(id, piece);
     }
 }
