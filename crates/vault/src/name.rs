@@ -221,8 +221,8 @@ impl fmt::Display for LogName {
 }
 
 /// The name of a list of the contents that a chain refers to:
-/// `history/<source>/contents/<run>/<flush>-<hash>.json.zst[.age]`, with the number of the first flush that
-/// refers to them in 8 hex digits.
+/// `history/<source>/contents/<run>/<first>-<last>-<hash>.json.zst[.age]`, with the numbers of the first and the
+/// last flush whose new contents it lists in 8 hex digits each.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContentsName {
     /// Tag of the source.
@@ -230,7 +230,9 @@ pub struct ContentsName {
     /// The run whose chain it is: 16 hex digits.
     pub run: String,
     /// Number of the first flush that refers to what it lists.
-    pub flush: u32,
+    pub first: u32,
+    /// Number of the last flush that is the first one to refer to some of it.
+    pub last: u32,
     /// blake3 of the stored bytes.
     pub stored: [u8; 32],
     /// Whether it is encrypted.
@@ -242,32 +244,35 @@ impl ContentsName {
     pub fn parse(path: &str) -> Option<Self> {
         let (source, rest) = path.strip_prefix(HISTORY)?.split_once("/contents/")?;
         let (run, rest) = rest.split_once('/')?;
-        let (flush, rest) = rest.split_once('-')?;
+        let (first, rest) = rest.split_once('-')?;
+        let (last, rest) = rest.split_once('-')?;
         let (stored, endings) = rest.split_once('.')?;
         let encrypted = match endings {
             "json.zst.age" => true,
             "json.zst" => false,
             _ => return None,
         };
-        if !is_hex(source, 16) || !is_hex(run, 16) || !is_hex(flush, 8) {
+        if !is_hex(source, 16) || !is_hex(run, 16) || !is_hex(first, 8) || !is_hex(last, 8) {
             return None;
         }
-        let flush = u32::from_str_radix(flush, 16).ok()?;
-        Some(ContentsName {
-            source: source.to_owned(),
-            run: run.to_owned(),
-            flush,
-            stored: unhex32(stored)?,
-            encrypted,
-        })
+        let (first, last) = (u32::from_str_radix(first, 16).ok()?, u32::from_str_radix(last, 16).ok()?);
+        let (source, run, stored) = (source.to_owned(), run.to_owned(), unhex32(stored)?);
+        (first <= last).then_some(ContentsName { source, run, first, last, stored, encrypted })
+    }
+
+    /// Whether all that another list says is in this one, too: then the other one no longer counts.
+    pub fn covers(&self, other: &ContentsName) -> bool {
+        let is_wider = self.last - self.first > other.last - other.first;
+        let of_one = (&self.source, &self.run) == (&other.source, &other.run);
+        of_one && is_wider && self.first <= other.first && other.last <= self.last
     }
 }
 
 impl fmt::Display for ContentsName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ending = if self.encrypted { "json.zst.age" } else { "json.zst" };
-        let ContentsName { source, run, flush, .. } = self;
-        write!(f, "{HISTORY}{source}/contents/{run}/{flush:08x}-{}.{ending}", hex(&self.stored))
+        let ContentsName { source, run, first, last, .. } = self;
+        write!(f, "{HISTORY}{source}/contents/{run}/{first:08x}-{last:08x}-{}.{ending}", hex(&self.stored))
     }
 }
 
@@ -341,14 +346,22 @@ mod tests {
     #[test]
     fn names_of_lists_read_back() {
         let (source, run) = ("0123456789abcdef".to_owned(), "ffffffffffffffff".to_owned());
-        let name = ContentsName { source, run, flush: 7, stored: [9; 32], encrypted: true };
+        let name = ContentsName { source, run, first: 7, last: 9, stored: [9; 32], encrypted: true };
         let text = name.to_string();
         assert_eq!(ContentsName::parse(&text).unwrap(), name);
         assert!(LogName::parse(&text).is_none() && PointName::parse(&text).is_none());
-        for bad in [text.replace("00000007-", "7-"), text.replace("/contents/", "/log/"), text.replace(".age", ".exe")]
-        {
+        for bad in [
+            text.replace("00000007-", "7-"),
+            text.replace("00000007-", "0000000a-"),
+            text.replace("/contents/", "/log/"),
+            text.replace(".age", ".exe"),
+        ] {
             assert!(ContentsName::parse(&bad).is_none(), "{bad}");
         }
+        let of = |first, last| ContentsName { first, last, ..name.clone() };
+        assert!([of(7, 7), of(8, 8), of(8, 9)].iter().all(|part| name.covers(part)));
+        assert!([of(7, 9), of(6, 7), of(9, 10), of(5, 5)].iter().all(|other| !name.covers(other)));
+        assert!(!name.covers(&ContentsName { run: "0123456789abcdef".into(), ..of(8, 8) }));
     }
 
     #[test]

@@ -201,6 +201,56 @@ async fn what_the_vault_has_is_not_fetched_again() {
 }
 
 #[tokio::test]
+async fn lists_of_flushes_that_are_rolled_up_become_one() {
+    let keys = Keys::new(7);
+    let disk = SimDisk::new(keys.clock.clone());
+    let host = Host { keys: &keys, vault: init(disk.storage(), &keys, false).await.unwrap(), fetched: 0.into() };
+    host.scan(&Entries::from([("a", vec![("s", small())])]), false).await;
+    let lists = || disk.names("history/").into_iter().filter(|n| n.contains("/contents/")).collect::<Vec<_>>();
+    let rolled = |name: &String| name.contains("/00000000-00000002-");
+    let names = ["0", "1", "2", "3", "4", "5", "6"];
+    let entries =
+        |n: u64| Entries::from([("a", vec![(names[n as usize], content(10 + n, (1 << 20) + 1)), ("m", middle())])]);
+    let all = [entries(0), entries(1), entries(2)];
+    let name = host.change(&[&all[0], &all[1], &all[2]]).await;
+    assert_eq!((lists().len(), lists().iter().filter(|n| rolled(n)).count()), (4, 1));
+    // What they say is known from the one.
+    let (newest, fetched) = host.fetches(host.change(&[&all[2], &all[0]])).await;
+    assert_eq!((fetched, lists().len()), (0, 7));
+    for _ in 0..2 {
+        keys.clock.advance(3 * DAY);
+        host.vault.prune().await.unwrap();
+    }
+    assert_eq!((lists().len(), lists().iter().filter(|n| rolled(n)).count()), (2, 1));
+    assert!(restored(&host.vault, &name).await == expected(&[&all[2]]));
+    assert!(restored(&host.vault, &newest).await == expected(&[&all[0]]));
+    sound(&host.vault).await;
+    // Only as long as that one can be read are the others not needed.
+    let run = host.change(&[&entries(3), &entries(4)]).await.run;
+    let of_run = |names: Vec<String>| names.into_iter().filter(|n| n.contains(&run)).collect::<Vec<_>>();
+    let one = of_run(lists()).into_iter().find(|n| n.contains("/00000000-00000001-")).unwrap();
+    host.vault.storage().replace(&one, b"not a list".to_vec().into()).await.unwrap();
+    for _ in 0..2 {
+        keys.clock.advance(3 * DAY);
+        host.vault.prune().await.unwrap();
+    }
+    assert_eq!(of_run(lists()).len(), 3);
+    // A small one that cannot be read does not matter beside one that can.
+    host.vault.storage().delete(&one).await.unwrap();
+    let run = host.change(&[&entries(5), &entries(6)]).await.run;
+    let small = of_run(lists()).len();
+    let of_run = |names: Vec<String>| names.into_iter().filter(|n| n.contains(&run)).collect::<Vec<_>>();
+    let first = of_run(lists()).into_iter().find(|n| n.contains("/00000000-00000000-")).unwrap();
+    host.vault.storage().replace(&first, b"not a list".to_vec().into()).await.unwrap();
+    for _ in 0..2 {
+        keys.clock.advance(3 * DAY);
+        host.vault.prune().await.unwrap();
+    }
+    assert_eq!((small, of_run(lists()).len()), (2, 1));
+    sound(&host.vault).await;
+}
+
+#[tokio::test]
 async fn what_is_lost_is_fetched_again() {
     let keys = Keys::new(2);
     let disk = SimDisk::new(keys.clock.clone());
@@ -375,7 +425,7 @@ async fn a_prune_keeps_what_changes_refer_to() {
     let second = host.commit(run, scanned).await;
     let new = Entries::from([("b", vec![("n", content(9, (1 << 20) + 1))])]);
     let later = host.change(&[&entries, &new]).await;
-    assert_eq!(disk.names("history/").iter().filter(|n| n.contains("/contents/")).count(), 3);
+    assert_eq!(disk.names("history/").iter().filter(|n| n.contains("/contents/")).count(), 4, "one of both");
     // The second scan's point is given up; what the log needs of it stays.
     for name in [&second, &later] {
         host.vault.storage().delete(&name.to_string()).await.unwrap();

@@ -3,7 +3,7 @@
 //!
 //! A list is written before the first flush that refers to what is in it, and counts as long as an object of
 //! its chain is kept that holds this flush or a later one: a content is listed once, but may be referred to
-//! again.
+//! again. When flushes are rolled up, their lists are written as one, and no longer count.
 
 use super::Flush;
 use crate::crypto::Audience;
@@ -40,8 +40,10 @@ pub struct ContentList {
     source: String,
     /// The run whose chain it is.
     run: String,
-    /// Number of the first flush that refers to them.
-    flush: u32,
+    /// Number of the first flush that refers to any of them.
+    first: u32,
+    /// Number of the last flush that is the first one to refer to some of them.
+    last: u32,
     /// The contents.
     pub(crate) contents: Vec<ListedContent>,
 }
@@ -132,12 +134,12 @@ pub(super) fn new_in(flush: &Flush, before: &HashSet<Mention>) -> Result<Vec<(Me
     Ok(new)
 }
 
-/// Writes a list, durably, and with it all that was stored before.
+/// Writes the list of what some flushes, from one up to another, are the first ones to refer to: durably, and
+/// with it all that was stored before.
 pub(super) async fn store(
     vault: &Inner,
-    source: &str,
-    run: &str,
-    flush: u32,
+    (source, run): (&str, &str),
+    (first, last): (u32, u32),
     contents: Vec<ListedContent>,
 ) -> Result<u64> {
     let list = ContentList {
@@ -145,7 +147,8 @@ pub(super) async fn store(
         format: crate::vault_file::FORMAT,
         source: source.to_owned(),
         run: run.to_owned(),
-        flush,
+        first,
+        last,
         contents,
     };
     let signed = signed::write(vault.signing()?, CONTEXT, &list)?;
@@ -153,7 +156,7 @@ pub(super) async fn store(
     let encrypted = !cipher.is_plain();
     let sealed = blocking(move || Ok(cipher.seal(Audience::Writers, compress(&signed, 3)?)?.0)).await?;
     let stored = *blake3::hash(&sealed).as_bytes();
-    let name = ContentsName { source: source.to_owned(), run: run.to_owned(), flush, stored, encrypted };
+    let name = ContentsName { source: source.to_owned(), run: run.to_owned(), first, last, stored, encrypted };
     let bytes = sealed.len() as u64;
     vault.storage.create(&name.to_string(), sealed.into()).await?;
     vault.storage.sync().await?;
@@ -175,7 +178,7 @@ pub(crate) async fn read(vault: &Inner, name: &ContentsName) -> Result<ContentLi
 /// Reads the decrypted bytes of the list with a name.
 pub(crate) fn parse(plain: &[u8], name: &ContentsName, key: &VerifyingKey) -> Result<ContentList> {
     let list = checked(plain, key)?;
-    if (&list.source, &list.run, list.flush) != (&name.source, &name.run, name.flush) {
+    if (&list.source, &list.run, list.first, list.last) != (&name.source, &name.run, name.first, name.last) {
         return Err(Error::corrupt("it is another list's content under this name"));
     }
     Ok(list)
@@ -199,10 +202,24 @@ fn checked(plain: &[u8], key: &VerifyingKey) -> Result<ContentList> {
     Ok(list)
 }
 
-/// The names of all lists of a source.
+/// The names of the lists of a source that count.
 pub(crate) async fn names(vault: &Inner, source: &str) -> Result<Vec<ContentsName>> {
     let entries = vault.storage.list(&format!("{HISTORY}{source}/contents/")).await?;
-    entries.try_filter_map(|entry| std::future::ready(Ok(ContentsName::parse(&entry.name)))).try_collect().await
+    let names = entries.try_filter_map(|entry| std::future::ready(Ok(ContentsName::parse(&entry.name))));
+    Ok(current(names.try_collect().await?))
+}
+
+/// Those of some lists that no other one covers, sorted by their chains and flushes.
+pub(crate) fn current(mut names: Vec<ContentsName>) -> Vec<ContentsName> {
+    names.sort_unstable_by(|a, b| (&a.source, &a.run, a.first, b.last).cmp(&(&b.source, &b.run, b.first, a.last)));
+    let mut current: Vec<ContentsName> = Vec::with_capacity(names.len());
+    for name in names {
+        // Ranges are of flushes that stand one after the other: who covers it is the last one that was taken.
+        if !current.last().is_some_and(|last| last.covers(&name)) {
+            current.push(name);
+        }
+    }
+    current
 }
 
 /// Reads lists, several side by side, and gives them in order.

@@ -20,6 +20,8 @@ const ROLL_RAW: usize = 16 << 20;
 const ALONE_RAW: usize = 4 << 20;
 /// Flushes that are rolled up at the latest.
 const ROLL_FLUSHES: usize = 1000;
+/// Contents in objects of their own after which flushes are rolled up at the latest: their list takes about 20 MiB.
+const ROLL_CONTENTS: usize = 1 << 16;
 /// Milliseconds after which flushes are rolled up at the latest: an hour.
 const ROLL_MILLIS: i64 = 3_600_000;
 
@@ -59,6 +61,9 @@ pub(crate) struct Chain {
 #[derive(Debug)]
 struct Roll {
     gather: Gather,
+    /// What the lists of its flushes say, and how many there are.
+    listed: Vec<ListedContent>,
+    lists: usize,
     start: Start,
     /// The times at which its flushes ended; the last of them is the end.
     commits: Vec<EngineTime>,
@@ -139,7 +144,8 @@ impl Chain {
         let mentioned = contents::new_in(flush, &self.mentioned)?;
         if !mentioned.is_empty() {
             let new = mentioned.iter().map(|(_, listed)| listed.clone()).collect();
-            self.bytes += contents::store(vault, &self.source, &self.run, self.flushes, new).await?;
+            let flush = (self.flushes, self.flushes);
+            self.bytes += contents::store(vault, (&self.source, &self.run), flush, new).await?;
         }
         let start = Start {
             first: self.flushes,
@@ -159,18 +165,23 @@ impl Chain {
             self.roll_up(vault).await;
         } else {
             let now = vault.seams.clock.now_millis();
-            let Roll { gather: before, start, mut commits, began, .. } = self.roll.take().unwrap_or_else(|| Roll {
+            let mut roll = self.roll.take().unwrap_or_else(|| Roll {
                 gather: Gather::default(),
+                listed: Vec::new(),
+                lists: 0,
                 start,
                 commits: Vec::new(),
                 end: end.clone(),
                 began: now,
             });
-            commits.push(end.time);
-            let end = End { hash: self.last.clone(), ..end };
-            let roll = Roll { gather: gather(before)?, start, commits, end, began };
-            let old = now - began >= ROLL_MILLIS;
-            let due = roll.gather.raw() >= ROLL_RAW || roll.commits.len() >= ROLL_FLUSHES || old;
+            roll.gather = gather(roll.gather)?;
+            roll.lists += usize::from(!listed.is_empty());
+            roll.listed.extend_from_slice(&listed);
+            roll.commits.push(end.time);
+            roll.end = End { hash: self.last.clone(), ..end };
+            let old = now - roll.began >= ROLL_MILLIS;
+            let much = roll.gather.raw() >= ROLL_RAW || roll.listed.len() >= ROLL_CONTENTS;
+            let due = much || roll.commits.len() >= ROLL_FLUSHES || old;
             self.roll = Some(roll);
             if due {
                 self.roll_up(vault).await;
@@ -206,19 +217,25 @@ impl Chain {
         self.catalog.extend(flush.catalog.iter().cloned());
     }
 
-    /// Writes the flushes since the last rolled object as one. That it fails harms nothing, as the
-    /// flushes stay.
+    /// Writes the flushes since the last rolled object as one, and their lists. That it fails harms
+    /// nothing, as the flushes stay.
     pub async fn roll_up(&mut self, vault: &Inner) {
         let Some(roll) = self.roll.take().filter(|r| r.commits.len() > 1) else { return };
-        let Roll { gather, start, mut commits, end, .. } = roll;
-        commits.pop();
-        let result = match gather.finish(self.encoding) {
-            Ok((encoding, frames)) => self.store(vault, start, end, commits, encoding, frames).await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = result {
+        if let Err(e) = self.store_rolled(vault, roll).await {
             tracing::warn!("rolling up the change log failed: {e}");
         }
+    }
+
+    async fn store_rolled(&mut self, vault: &Inner, roll: Roll) -> Result<()> {
+        let Roll { gather, listed, lists, start, mut commits, end, .. } = roll;
+        commits.pop();
+        let flushes = (start.first, start.first + commits.len() as u32);
+        let (encoding, frames) = gather.finish(self.encoding)?;
+        self.store(vault, start, end, commits, encoding, frames).await?;
+        if lists > 1 {
+            self.bytes += contents::store(vault, (&self.source, &self.run), flushes, listed).await?;
+        }
+        Ok(())
     }
 
     /// Stores an object, durably. `commits` are the ends of its flushes but the last.

@@ -3,6 +3,7 @@
 use super::census::{Census, Item, Known, Survey};
 use super::policy::{Policy, Reason};
 use crate::history::{Facts, LogEntry, LogTable, history_of};
+use crate::log::contents;
 use crate::name::{ContentsName, ObjectKind};
 use jiff::Zoned;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -107,8 +108,8 @@ impl Needs {
         needs
     }
 
-    /// The contents that needed changes refer to. A list is of those that a flush was the first to refer to:
-    /// any later one may do so again.
+    /// The contents that needed changes refer to. A list is of those that some flushes were the first to refer
+    /// to: any later one may do so again. One that another list covers is not needed, if that can be read.
     fn add_contents(&mut self, survey: &Survey) {
         if survey.contents.is_empty() {
             return;
@@ -118,9 +119,15 @@ impl Needs {
             let last = last.entry((survey.log.source(object), survey.log.run(object))).or_default();
             *last = object.last.max(*last);
         }
+        let readable = survey.contents.iter().filter(|list| list.items.is_some()).map(|list| list.name.clone());
+        let readable: HashSet<ContentsName> = contents::current(readable.collect()).into_iter().collect();
         for list in &survey.contents {
-            let ContentsName { source, run, flush, .. } = &list.name;
-            if last.get(&(source.as_str(), run.as_str())).is_some_and(|last| last >= flush) {
+            let ContentsName { source, run, first, .. } = &list.name;
+            let counts = match &list.items {
+                Some(_) => readable.contains(&list.name),
+                None => !readable.iter().any(|other| other.covers(&list.name)),
+            };
+            if counts && last.get(&(source.as_str(), run.as_str())).is_some_and(|last| last >= first) {
                 self.unknown_contents |= list.items.is_none();
                 self.objects.extend(list.items.iter().flatten());
                 self.lists.insert(list.name.clone());

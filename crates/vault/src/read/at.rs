@@ -213,7 +213,7 @@ impl Changes {
             return Ok(all);
         }
         let mut names = contents::names(&self.vault, source).await?;
-        names.retain(|name| self.chains.get(&name.run).is_some_and(|last| *last >= name.flush));
+        names.retain(|name| self.chains.get(&name.run).is_some_and(|last| *last >= name.first));
         let mut reading = std::pin::pin!(contents::read_all(&self.vault, names));
         while let Some((_, list)) = reading.next().await {
             match list {

@@ -34,12 +34,12 @@ impl Contents {
 impl Check<'_> {
     /// Reads the lists that count for something that is there; says whether all could be read.
     pub(super) async fn read_contents(&mut self) -> Result<bool> {
-        let names: Vec<ContentsName> = self.there.keys().filter_map(|path| ContentsName::parse(path)).collect();
+        let names = contents::current(self.there.keys().filter_map(|path| ContentsName::parse(path)).collect());
         let (mut times, mut counted) = (HashMap::new(), Vec::new());
         for name in &names {
             let flushes = times.entry((&name.source, &name.run)).or_insert_with(|| self.times_of(name));
             // The first of those that hold this flush or a later one.
-            let at = flushes.partition_point(|(last, ..)| *last < name.flush);
+            let at = flushes.partition_point(|(last, ..)| *last < name.first);
             let Some((_, from, to)) = flushes.get(at).copied() else { continue };
             counted.push((name.clone(), from, to));
         }

@@ -94,8 +94,8 @@ pub(crate) async fn lists_after(vault: &Inner, source: &str, log: &[Listed], aft
         let end = ends.entry(&name.run).or_default();
         *end = (end.0.max(name.last), end.1.max(name.to));
     }
-    names.retain(|name| ends.get(&*name.run).is_some_and(|(last, _)| *last >= name.flush));
-    names.sort_by_key(|name| (ends.get(&*name.run).map_or(0, |(_, to)| *to), name.run.clone(), name.flush));
+    names.retain(|name| ends.get(&*name.run).is_some_and(|(last, _)| *last >= name.first));
+    names.sort_by_key(|name| (ends.get(&*name.run).map_or(0, |(_, to)| *to), name.run.clone(), name.first));
     Ok(names)
 }
 
