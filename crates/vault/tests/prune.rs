@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use testkit::faulty::{Faults, SimDisk};
 use vault::storage::{Created, Entry, Storage};
 use vault::{
-    BackupOptions, Flush, PointDetails, PointName, Policy, PruneOptions, PruneReport, Reason, Vault, VerifyOptions,
+    BackupOptions, Flush, PointDetails, PointName, Policy, PruneOptions, PruneReport, Reason, Run, Vault, VerifyOptions,
 };
 
 const HOUR: i64 = 3_600_000;
@@ -317,19 +317,28 @@ async fn follow(vault: &Vault, from: u64, to: u64, step: u64, scan: bool, gap: O
         run.write(builder.take()).await.unwrap();
         run.end(&info.id).await.unwrap();
     }
-    let position = |n: u64| Position(n.to_string());
-    run.follow_from(&position(from), second(from)).await.unwrap();
+    run.follow_from(&Position(from.to_string()), second(from)).await.unwrap();
+    append(&run, from, to, step).await;
+    commit(run, to, gap).await
+}
+
+/// A flush each `step`.
+async fn append(run: &Run, from: u64, to: u64, step: u64) {
     for start in (from..to).step_by(step as usize) {
         let end = to.min(start + step);
         let mut builder = BatchBuilder::new(info("c", false).id, Kind::Document, Encoding::Json);
         (start + 1..=end).for_each(|n| builder.push(&(n % 7).to_be_bytes(), n.to_string().as_bytes()));
         let changes = vec![ChangeBatch { batch: builder.take(), times: (start + 1..=end).map(second).collect() }];
-        run.append(Flush { to: position(end), time: second(end), changes, catalog: Vec::new() }).await.unwrap();
+        let to = Position(end.to_string());
+        run.append(Flush { to, time: second(end), changes, catalog: Vec::new() }).await.unwrap();
     }
+}
+
+async fn commit(run: Run, to: u64, gap: Option<Gap>) -> PointName {
     let details = PointDetails {
         time: second(to),
         consistency: Consistency::OneTime,
-        position: Some(position(to)),
+        position: Some(Position(to.to_string())),
         gap,
         skipped: Vec::new(),
     };
@@ -340,13 +349,7 @@ async fn follow(vault: &Vault, from: u64, to: u64, step: u64, scan: bool, gap: O
 async fn die_after(vault: &Vault, from: u64, to: u64) {
     let run = vault.start_run(&follower(), options()).await.unwrap();
     run.follow_from(&Position(from.to_string()), second(from)).await.unwrap();
-    for n in from + 1..=to {
-        let mut builder = BatchBuilder::new(info("c", false).id, Kind::Document, Encoding::Json);
-        builder.push(&(n % 7).to_be_bytes(), n.to_string().as_bytes());
-        let changes = vec![ChangeBatch { batch: builder.take(), times: vec![second(n)] }];
-        let to = Position(n.to_string());
-        run.append(Flush { to, time: second(n), changes, catalog: Vec::new() }).await.unwrap();
-    }
+    append(&run, from, to, 1).await;
 }
 
 async fn at(vault: &Vault, tag: &str, n: u64) -> Option<Docs> {
@@ -540,6 +543,48 @@ async fn gaps_outlive_the_points_that_told_of_them() {
     vault.prune_by(&by(Policy { last: Some(1), ..Policy::default() })).await.unwrap();
     let report = vault.verify(&VerifyOptions { quick: true, ..VerifyOptions::default() }, &|_| {}).await.unwrap();
     assert!(report.damages.is_empty() && report.leftovers == 0, "{report:?}");
+}
+
+/// Two hosts, of which one loses track while the other one goes on: gives the points of both, the latter's last.
+async fn gap_of_another_host(vault: &Vault) -> [PointName; 2] {
+    follow(vault, 10, 20, 3, true, None).await;
+    let goes_on = vault.start_run(&follower(), options()).await.unwrap();
+    goes_on.follow_from(&Position("20".into()), second(20)).await.unwrap();
+    append(&goes_on, 20, 35, 5).await;
+    let gap = Gap { from: second(20), to: Some(second(30)), why: "the oplog was too short".into() };
+    let told = follow(vault, 30, 40, 3, true, Some(gap)).await;
+    append(&goes_on, 35, 50, 5).await;
+    [told, commit(goes_on, 50, None).await]
+}
+
+#[tokio::test]
+async fn what_came_after_a_gap_stays_restorable() {
+    let keys = Keys::new(13);
+    let vault = init(SimDisk::new(keys.clock.clone()).storage(), &keys, false).await.unwrap();
+    let [told, newest] = gap_of_another_host(&vault).await;
+    die_after(&vault, 50, 55).await;
+    keys.clock.advance(40 * DAY);
+    // The newest point builds upon a scan from before the gap: with the changes after it only what was scanned
+    // since can restore what came later.
+    vault.prune_by(&by(Policy { last: Some(1), ..Policy::default() })).await.unwrap();
+    let left: Vec<PointName> = vault.points().await.unwrap().points.into_iter().map(|p| p.name).collect();
+    assert!(left.contains(&newest) && left.contains(&told), "{left:?}");
+    assert!(seconds(&vault, &newest.source, 60).await.ends_with(&[51, 52, 53, 54, 55]));
+}
+
+#[tokio::test]
+async fn nothing_is_bridged_across_a_gap_that_no_point_tells_of() {
+    let keys = Keys::new(14);
+    let vault = init(SimDisk::new(keys.clock.clone()).storage(), &keys, false).await.unwrap();
+    let [told, newest] = gap_of_another_host(&vault).await;
+    keys.clock.advance(40 * DAY);
+    follow(&vault, 60, 70, 3, true, None).await;
+    vault.prune_by(&by(Policy { last: Some(2), ..Policy::default() })).await.unwrap();
+    let left: Vec<PointName> = vault.points().await.unwrap().points.into_iter().map(|p| p.name).collect();
+    assert!(left.contains(&newest) && !left.contains(&told), "{left:?}");
+    // Of what the newest point's changes bridge, only its own time was ever said to be right.
+    let expected: Vec<u64> = (10..=20).chain([50]).chain(60..=70).collect();
+    assert_eq!(seconds(&vault, &newest.source, 75).await, expected);
 }
 
 /// Takes a point away when somebody is about to read it.

@@ -50,8 +50,10 @@ pub(super) fn fates(
         }
         // The next run goes on from the one that was committed last, whatever time it restores.
         let last = chosen_from.iter().max_by_key(|n| points[**n].0.facts.name.committed);
-        if let Some(last) = last {
-            kept[*last].insert(Reason::Newest);
+        // What came after all points can be restored with the newest scan: another one may lie before a gap.
+        let scan = chosen_from.iter().max_by_key(|n| points[**n].0.facts.base.greatest);
+        for newest in last.into_iter().chain(scan) {
+            kept[*newest].insert(Reason::Newest);
         }
         let Some(start) = policy.any_second_from(end, now) else { continue };
         let young = chosen_from.iter().filter(|n| time(**n) >= start);
@@ -162,7 +164,8 @@ fn ranges(points: &[&Known], sound: &[&Known], changes: Changes) -> Vec<(i64, i6
         // What came after the newest point is nowhere else.
         let newest = points.iter().max_by_key(|p| p.facts.time);
         let last = points.iter().max_by_key(|p| p.facts.name.committed);
-        ranges.extend(newest.into_iter().chain(last).map(|p| (start(p), i64::MAX)));
+        let scan = points.iter().max_by_key(|p| p.facts.base.greatest);
+        ranges.extend(newest.into_iter().chain(last).chain(scan).map(|p| (start(p), i64::MAX)));
         let oldest = points.iter().map(start).min();
         ranges.extend(match changes {
             Changes::Newest => None,

@@ -85,7 +85,11 @@ impl Vault {
         }
         let until = if every_change { at } else { cover.complete };
         let restorable = Some(cover.complete).filter(|c| c.order >= earliest.order);
-        if let Some(gap) = gap_between(&points, source, after, until) {
+        if let Some(gap) = gap_between(vault, &points, source, after, until).await? {
+            // A point is right by itself.
+            if let Some(exact) = points.of(source).find(|p| p.manifest.time == at) {
+                return self.resolve(exact, selection, patcher).await;
+            }
             let before = restorable.map(|c| if c.order < gap.from.order { c } else { gap.from });
             let nearest = Nearest::of(&points, source, at, before, Some(gap.from));
             return Err(Error::new(ErrorKind::HistoryLost, format!("{at} is in a gap of the history: {}", gap.why))
@@ -118,15 +122,25 @@ fn before_all(points: &Points, source: &str, at: EngineTime) -> Error {
     Error::input(problem).hint("`rewound points VAULT` shows which times can be restored")
 }
 
-/// A gap that lies between two times, or reaches into what is between them.
-fn gap_between(points: &Points, source: &str, after: EngineTime, until: EngineTime) -> Option<Gap> {
-    points.of(source).find_map(|p| {
+/// A gap that lies between two times, or reaches into what is between them; also one that only points told of
+/// that were removed.
+async fn gap_between(
+    vault: &Inner,
+    points: &Points,
+    source: &str,
+    after: EngineTime,
+    until: EngineTime,
+) -> Result<Option<Gap>> {
+    let told = points.of(source).filter_map(|p| {
         let gap = p.manifest.gap.as_ref()?;
         // One that is not closed yet is by the scan that found it.
         let healed = p.manifest.scanned().0;
         let to = gap.to.unwrap_or(if healed.order > gap.from.order { healed } else { p.manifest.time });
-        (after.order < to.order && until.order > gap.from.order).then(|| gap.clone())
-    })
+        Some(Gap { to: Some(to), ..gap.clone() })
+    });
+    let told: Vec<Gap> = told.chain(crate::prune::removed(vault).await?.gaps_of(source)).collect();
+    let is_between = |gap: &Gap| until.order > gap.from.order && gap.to.is_none_or(|to| after.order < to.order);
+    Ok(told.into_iter().find(is_between))
 }
 
 /// The times nearest to one that cannot be restored.
