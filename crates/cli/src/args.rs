@@ -32,8 +32,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE", env = "REWOUND_IDENTITY", hide_env_values = true)]
     #[arg(help_heading = "Global options")]
     pub identity: Option<String>,
-    /// File with the password of the user, or of the PFX file, in a database's URL (or the password itself
-    /// in REWOUND_PASSWORD)
+    /// File with the password of the user, or of the PFX file, in a database's URL, or with an API key (or the
+    /// password itself in REWOUND_PASSWORD)
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub password_file: Option<std::path::PathBuf>,
     /// Read or write this many pieces of a database side by side

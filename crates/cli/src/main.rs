@@ -73,7 +73,8 @@ fn reach(global: &args::Global) -> model::Result<Reach> {
         }
         None => std::env::var("REWOUND_PASSWORD").ok().filter(|p| !p.is_empty()),
     };
-    Ok(Reach { password, concurrency: global.concurrency.map(usize::from), ..Reach::default() })
+    let tokens_from = std::env::var("REWOUND_IAM_URL").ok().filter(|url| !url.is_empty());
+    Ok(Reach { password, tokens_from, concurrency: global.concurrency.map(usize::from), ..Reach::default() })
 }
 
 /// The first Ctrl-C or SIGTERM asks to stop, the second one ends the process.

@@ -18,9 +18,13 @@ pub const FRAME: usize = 512 << 10;
 /// Attachments smaller than this (1 MiB) are packed into segments; an object each would cost more
 /// in requests than in bytes.
 pub const ATTACHMENT_PACKED: usize = 1 << 20;
-/// Attachments up to this (128 KiB) stand beside the change that tells of them in the log. Larger ones are
-/// objects of their own, which later changes refer to: a document that changes brings them only once.
+/// Attachments up to this (128 KiB) stand beside the change that tells of them in the log, if their source cannot
+/// ask later whether the vault has them: an object each would gain nothing. Larger ones are objects of their own.
 pub const ATTACHMENT_BESIDE: usize = 128 << 10;
+/// Attachments up to this (4 KiB, all of one document together) are part of an entry of their document, and come
+/// again with each change of it. To name one that is elsewhere takes about 300 bytes in each entry and 100 in
+/// memory: less than a tenth of what is larger, but too much for icons and signatures, of which there are most.
+pub const ATTACHMENT_INLINE: usize = 4 << 10;
 /// Raw bytes of one part of a large attachment (16 MiB): bounds memory to a few parts in flight.
 pub const PART: usize = 16 << 20;
 /// Raw bytes a source should put into one batch (256 KiB): large enough that channel costs vanish.

@@ -27,6 +27,8 @@ struct Entry {
 pub struct Reach {
     /// The password of the user in the URL, or of the client certificate that it names.
     pub password: Option<String>,
+    /// Where API keys are exchanged for tokens; none leaves it to the engine.
+    pub tokens_from: Option<String>,
     /// How many pieces are read or written side by side; none leaves it to the engine.
     pub concurrency: Option<usize>,
     /// Whether the files of a dump are compressed, each for itself.
@@ -75,6 +77,18 @@ const ENGINES: &[Entry] = &[
     Entry {
         scheme: "couchdb+https",
         example: "couchdb+https://HOST[/DATABASE]",
+        source: couchdb_source,
+        target: couchdb_target,
+    },
+    Entry {
+        scheme: "couchdb+iam+https",
+        example: "couchdb+iam+https://HOST[/DATABASE]",
+        source: couchdb_source,
+        target: couchdb_target,
+    },
+    Entry {
+        scheme: "couchdb+iam+http",
+        example: "couchdb+iam+http://HOST:PORT[/DATABASE]",
         source: couchdb_source,
         target: couchdb_target,
     },
@@ -181,7 +195,12 @@ fn mongodb_target(url: &str, _: &str, reach: &Reach) -> Result<Target> {
 }
 
 fn couchdb_server(url: &str, reach: &Reach) -> Result<Arc<couch::Server>> {
-    Ok(Arc::new(couch::Server::new(couch::Place::parse(url, reach.password.as_deref())?)?))
+    let place = couch::Place::parse(url, reach.password.as_deref())?;
+    let place = match &reach.tokens_from {
+        Some(address) => place.tokens_from(address)?,
+        None => place,
+    };
+    Ok(Arc::new(couch::Server::new(place)?))
 }
 
 /// What follows the file of a couchbackup that is to have what wins only.

@@ -87,6 +87,30 @@ impl Web {
     }
 }
 
+/// What the server at `HOST:PORT` answers to the same question: for servers that stand in front of another one. The
+/// whole answer is read first, so it is not for feeds that go on.
+pub fn forward(server: &str, asked: &Asked) -> Answer {
+    let mut stream = TcpStream::connect(server).unwrap();
+    let query = if asked.query.is_empty() { String::new() } else { format!("?{}", asked.query) };
+    let mut head = format!("{} {}{query} HTTP/1.0\r\n", asked.method, asked.path);
+    for (name, value) in asked.headers.iter().filter(|(name, _)| name != "connection") {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&asked.body).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");
+    let body = answer.split_off(end + 4);
+    let head = String::from_utf8_lossy(&answer).into_owned();
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("an answer has a status");
+    let headers = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+    let own = |name: &str| name.eq_ignore_ascii_case("connection") || name.eq_ignore_ascii_case("content-length");
+    let headers = headers.filter(|(name, _)| !own(name)).map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Answer { status, headers: headers.collect(), body, cut: None }
+}
+
 impl Drop for Web {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);

@@ -322,14 +322,14 @@ pub(crate) struct LayerCollection {
 }
 
 /// Where the content of attachments is. Documents of kind attachment refer to it by a place:
-/// `n7` is the content with number 7 in `packs`, `x2` entry 2 of `borrowed`, `p3+2` the two
-/// parts from number 3.
+/// `n7` is the content with number 7 in `packs`, `x2+5` content 5 from entry 2 of `borrowed` on, `p3+2` the
+/// two parts from number 3.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Contents {
     /// Segments of packed contents that this run wrote, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packs: Vec<Pack>,
-    /// Contents in packs that older runs wrote.
+    /// Packs that older runs wrote.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub borrowed: Vec<Borrowed>,
     /// Parts of large contents.
@@ -346,15 +346,27 @@ pub(crate) struct Pack {
     pub segment: SegmentEntry,
 }
 
-/// One content in a pack of an older run.
+/// A pack of an older run, or one content in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Borrowed {
     /// Path of the pack.
-    pub object: String,
+    pub object: Arc<str>,
     /// Its stored bytes.
     pub size: u64,
-    /// Which content of the pack.
+    /// Which content of the pack; the first one, if it means the pack.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub index: u64,
+}
+
+impl Borrowed {
+    /// The content that comes so many after this one.
+    pub fn after(&self, more: u64) -> Option<Borrowed> {
+        Some(Borrowed { index: self.index.checked_add(more)?, ..self.clone() })
+    }
+}
+
+fn is_zero(index: &u64) -> bool {
+    *index == 0
 }
 
 /// A part of a large content: one object that holds nothing else.
@@ -374,7 +386,7 @@ impl Layer {
         let segments = self.segments.iter().chain(&self.hashes).map(|s| (s.object.as_str(), s.size));
         let filters = self.filters.iter().map(|f| (f.object.as_str(), f.size));
         let packs = self.contents.packs.iter().map(|p| (p.segment.object.as_str(), p.segment.size));
-        let borrowed = self.contents.borrowed.iter().map(|b| (b.object.as_str(), b.size));
+        let borrowed = self.contents.borrowed.iter().map(|b| (&*b.object, b.size));
         let parts = self.contents.parts.iter().map(|p| (p.object.as_str(), p.size));
         segments.chain(filters).chain(packs).chain(borrowed).chain(parts)
     }

@@ -12,7 +12,6 @@ mod seeds;
 use common::*;
 use futures::{StreamExt, TryStreamExt};
 use jiff::ToSpan;
-use model::limits::ATTACHMENT_BESIDE;
 use model::{
     AttachmentRef, AttachmentStore, Batch, BatchBuilder, ChangeBatch, Clock, CollectionId, Consistency, Description,
     Encoding, EngineTime, ErrorKind, FeedKind, Gap, Kind, Piece, Position, Result, Selection, collect_attachment,
@@ -111,7 +110,7 @@ const ATTACHED: u8 = 4;
 
 /// One of few contents, so that many changes leave it as it was.
 fn content(value: u64) -> Vec<u8> {
-    vec![value as u8 % 3; ATTACHMENT_BESIDE + 1]
+    vec![value as u8 % 3; 200]
 }
 
 /// The attachment of a document, stored if the vault does not have it.
@@ -119,7 +118,7 @@ async fn attachment(key: u8, value: u64, store: &dyn AttachmentStore) -> Result<
     let name = format!("variant {}", value % 3);
     let content = match store.known(&id(), &[b'k', key], &name).await? {
         Some(known) => known,
-        None => store.put(futures::stream::iter([Ok(content(value).into())]).boxed()).await?,
+        None => store.put_piece(futures::stream::iter([Ok(content(value).into())]).boxed()).await?,
     };
     let pieces = AttachmentRef::of_pieces(&[Piece { name, content }])?;
     let mut builder = BatchBuilder::new(id(), Kind::Attachment, Encoding::Json);

@@ -201,7 +201,8 @@ impl Writer {
             }
             pieces.push(stream::iter([Ok(end.clone())]).boxed());
             let built = client
-                .build(&request)?
+                .build(&request)
+                .await?
                 .header(CONTENT_TYPE, format!("multipart/related; boundary=\"{boundary}\""))
                 .header(CONTENT_LENGTH, length)
                 .body(reqwest::Body::wrap_stream(stream::iter(pieces).flatten()));

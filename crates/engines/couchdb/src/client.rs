@@ -1,12 +1,13 @@
 //! Speaking to the server: logging in, trying again, and telling what went wrong.
 
-use crate::place::Place;
+use crate::place::{Login, Place};
+use crate::tokens::Tokens;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use model::{Error, ErrorKind, Result};
+use model::{Error, ErrorKind, Result, SystemClock};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +77,15 @@ pub(crate) fn document_path(database: &str, id: &str) -> Option<String> {
 pub(crate) struct Client {
     http: reqwest::Client,
     place: Arc<Place>,
-    login: Option<HeaderValue>,
+    login: SentLogin,
+}
+
+/// What is sent with each request.
+#[derive(Debug, Clone)]
+enum SentLogin {
+    Nothing,
+    Always(HeaderValue),
+    Tokens(Arc<Tokens>),
 }
 
 impl Client {
@@ -88,15 +97,20 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| Error::new(ErrorKind::Retry, "HTTPS cannot be set up").caused_by(e))?;
-        let login = place.user.as_ref().map(|(name, password)| {
-            use base64::Engine;
-            let text = base64::engine::general_purpose::STANDARD.encode(format!("{name}:{password}"));
-            HeaderValue::from_str(&format!("Basic {text}")).map(|mut value| {
+        let login = match &place.login {
+            Login::Nobody => SentLogin::Nothing,
+            Login::User(name, password) => {
+                use base64::Engine;
+                let text = base64::engine::general_purpose::STANDARD.encode(format!("{name}:{password}"));
+                let mut value = HeaderValue::from_str(&format!("Basic {text}"))
+                    .map_err(|_| Error::input("user and password cannot be sent"))?;
                 value.set_sensitive(true);
-                value
-            })
-        });
-        let login = login.transpose().map_err(|_| Error::input("user and password cannot be sent"))?;
+                SentLogin::Always(value)
+            }
+            Login::Key(key) => {
+                SentLogin::Tokens(Arc::new(Tokens::new(http.clone(), key.clone(), Arc::new(SystemClock))))
+            }
+        };
         Ok(Client { http, place: Arc::new(place), login })
     }
 
@@ -105,12 +119,14 @@ impl Client {
     }
 
     /// A request that is not sent yet.
-    pub fn build(&self, request: &Request) -> Result<reqwest::RequestBuilder> {
+    pub async fn build(&self, request: &Request) -> Result<reqwest::RequestBuilder, Failure> {
         let url = self.place.base.join(&request.path).map_err(|e| Error::bug("a path is no URL").caused_by(e))?;
         let mut built = self.http.request(request.method.clone(), url);
-        if let Some(login) = &self.login {
-            built = built.header(AUTHORIZATION, login.clone());
-        }
+        built = match &self.login {
+            SentLogin::Nothing => built,
+            SentLogin::Always(login) => built.header(AUTHORIZATION, login.clone()),
+            SentLogin::Tokens(tokens) => built.header(AUTHORIZATION, tokens.login().await?),
+        };
         if let Some(body) = &request.body {
             built = built.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
@@ -122,7 +138,9 @@ impl Client {
 
     /// Sends a request once.
     pub async fn once(&self, built: reqwest::RequestBuilder) -> Result<Response, Failure> {
-        let response = built.send().await.map_err(|e| Failure::passing(self.transport(&e), None))?;
+        let request = built.build().map_err(|e| Error::bug("a request cannot be made").caused_by(e))?;
+        let login = request.headers().get(AUTHORIZATION).cloned();
+        let response = self.http.execute(request).await.map_err(|e| Failure::passing(self.transport(&e), None))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -131,21 +149,26 @@ impl Client {
         let path = response.url().path().to_owned();
         // What is cut off may have said anything.
         let text = response.bytes().await.map_err(|e| Failure::passing(self.transport(&e), Some(status)))?;
-        let error = refusal(status, &path, &text);
-        let passes = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
+        let mut error = refusal(status, &path, &text);
+        let mut passes = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
+        if let (StatusCode::UNAUTHORIZED, SentLogin::Tokens(tokens), Some(login)) = (status, &self.login, login) {
+            tokens.forget(&login).await;
+            error = error.hint("give the API key's service id a role in this Cloudant instance");
+            passes = true;
+        }
         Err(Failure { error, status: Some(status), passes, after: after.map(Duration::from_secs) })
     }
 
     /// Sends a request, again if its trouble may pass, and gives the answer to be streamed.
     pub async fn open(&self, request: &Request) -> Result<Response> {
-        self.with_retries(|| async { self.once(self.build(request).map_err(Failure::from)?).await }).await
+        self.with_retries(|| async { self.once(self.build(request).await?).await }).await
     }
 
     /// Sends a request and gives the whole answer, at most `limit` bytes of it; one that is cut off is
     /// asked for again.
     pub async fn bytes(&self, request: &Request, limit: usize) -> Result<Bytes> {
         self.with_retries(|| async {
-            let response = self.once(self.build(request).map_err(Failure::from)?).await?;
+            let response = self.once(self.build(request).await?).await?;
             self.collect(response, request.expects, limit).await
         })
         .await
@@ -172,7 +195,7 @@ impl Client {
         read: impl Fn(&Bytes) -> serde_json::Result<T>,
     ) -> Result<T> {
         self.with_retries(|| async {
-            let response = self.once(self.build(request).map_err(Failure::from)?).await?;
+            let response = self.once(self.build(request).await?).await?;
             let bytes = self.collect(response, request.expects, limit).await?;
             read(&bytes).map_err(|e| Failure::passing(garbled(&request.path, &e), None))
         })
@@ -198,8 +221,10 @@ impl Client {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
-            // A server that fails is asked once more; one that is busy or away several times.
+            // A server that fails is asked once more, and one that did not like a token; one that is busy or away
+            // several times.
             let (tries, longest) = match failure.status {
+                Some(StatusCode::UNAUTHORIZED) => (2, Duration::ZERO),
                 Some(StatusCode::INTERNAL_SERVER_ERROR) => (2, PAUSE_MAX),
                 Some(StatusCode::TOO_MANY_REQUESTS) => (TRIES_TOO_MANY, PAUSE_TOO_MANY),
                 _ => (TRIES, PAUSE_MAX),
@@ -216,20 +241,25 @@ impl Client {
 
     /// Trouble on the way. The URL's password is not in it, as it was taken out.
     pub fn transport(&self, e: &reqwest::Error) -> Error {
-        let mut why = e.to_string();
-        let mut cause = std::error::Error::source(e);
-        while let Some(inner) = cause {
-            why = inner.to_string();
-            cause = inner.source();
-        }
-        let place = format!("{}://{}", self.place.base.scheme(), self.place.base.authority());
-        let text = match () {
-            () if e.is_connect() => format!("{place} cannot be reached: {why}"),
-            () if e.is_timeout() => format!("{place} does not answer"),
-            () => format!("the connection to {place} broke: {why}"),
-        };
-        Error::new(ErrorKind::Retry, text).hint(what_to_check(&why))
+        transport(&self.place.base, e)
     }
+}
+
+/// Trouble on the way to a server.
+pub(crate) fn transport(server: &Url, e: &reqwest::Error) -> Error {
+    let mut why = e.to_string();
+    let mut cause = std::error::Error::source(e);
+    while let Some(inner) = cause {
+        why = inner.to_string();
+        cause = inner.source();
+    }
+    let place = format!("{}://{}", server.scheme(), server.authority());
+    let text = match () {
+        () if e.is_connect() => format!("{place} cannot be reached: {why}"),
+        () if e.is_timeout() => format!("{place} does not answer"),
+        () => format!("the connection to {place} broke: {why}"),
+    };
+    Error::new(ErrorKind::Retry, text).hint(what_to_check(&why))
 }
 
 /// What may help where the server was not reached.

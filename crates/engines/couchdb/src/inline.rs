@@ -6,10 +6,6 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use model::{AttachmentStream, Error, Kind, Result, limits};
 
-/// Bytes of all attachments of one document up to which they are part of an entry (128 KiB): they come again
-/// with each change of the document.
-pub(crate) const INLINE_MAX: u64 = limits::ATTACHMENT_BESIDE as u64;
-
 /// The kind of such entries.
 pub(crate) fn kind() -> Kind {
     Kind::Meta("attached".into())
@@ -17,7 +13,7 @@ pub(crate) fn kind() -> Kind {
 
 /// Whether contents are part of an entry.
 pub(crate) fn fits(contents: &[Content]) -> bool {
-    contents.iter().map(|c| c.bytes).sum::<u64>() <= INLINE_MAX
+    contents.iter().map(|c| c.bytes).sum::<u64>() <= limits::ATTACHMENT_INLINE as u64
 }
 
 /// Adds the content to what an entry says.

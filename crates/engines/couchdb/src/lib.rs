@@ -28,6 +28,7 @@ mod server;
 mod session;
 mod sink;
 mod source;
+mod tokens;
 mod wake;
 mod writer;
 

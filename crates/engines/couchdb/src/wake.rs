@@ -270,7 +270,8 @@ async fn listen(server: &Server, name: Option<&str>, told: &Told, heard: &Mutex<
     let path = format!("{of}?feed=continuous&since=now&heartbeat={}", HEARTBEAT.as_millis());
     let client = &server.client;
     let silent = |_| Error::new(ErrorKind::Retry, format!("{of} says nothing for {} s", SILENT.as_secs()));
-    let asking = client.once(client.build(&Request::get(path))?);
+    let request = Request::get(path);
+    let asking = async { client.once(client.build(&request).await?).await };
     let mut feed = timeout(SILENT, asking).await.map_err(silent)?.map_err(|failure| failure.error)?.bytes_stream();
     let mut line = Vec::new();
     while let Some(piece) = timeout(SILENT, feed.next()).await.map_err(silent)? {

@@ -13,29 +13,33 @@ use model::{AttachmentRef, AttachmentStore, AttachmentStream, Batch, Encoding, E
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
-/// Reads contents of one state. Keeps the last pack and its last frame: attachments are restored
-/// about in the order in which they were packed.
+/// Reads contents of one state. Keeps the last packs and their last frames: attachments are restored about in the
+/// order in which they were packed, those of a scan and those that have changed since by turns.
 #[derive(Debug)]
 pub(crate) struct ContentReader {
     objects: Objects,
     layers: Arc<Vec<LoadedLayer>>,
-    last: Arc<Mutex<Option<OpenPack>>>,
+    /// The one that was used last comes last.
+    packs: Arc<Mutex<Vec<OpenPack>>>,
 }
 
 #[derive(Debug)]
 struct OpenPack {
-    path: String,
+    path: Arc<str>,
     frames: Vec<(Bytes, u32)>,
     /// Number of the first content of each frame that has been decoded so far.
     decoded: Vec<(u64, Option<Batch>)>,
 }
 
+/// Packs kept (4, of at most 16 MiB each): what was read side by side was packed side by side, so two scans' packs
+/// and those of changes take turns.
+const PACKS: usize = 4;
 /// Decoded frames kept of a pack.
 const DECODED: usize = 4;
 
 impl ContentReader {
     pub fn new(objects: Objects, layers: Arc<Vec<LoadedLayer>>) -> Self {
-        ContentReader { objects, layers, last: Arc::default() }
+        ContentReader { objects, layers, packs: Arc::default() }
     }
 
     fn find(&self, place: &str) -> Result<Where> {
@@ -57,12 +61,12 @@ impl ContentReader {
                 let at = contents.packs.partition_point(|p| p.first <= n).checked_sub(1)?;
                 let pack = &contents.packs[at];
                 Where::Packed(Borrowed {
-                    object: pack.segment.object.clone(),
+                    object: pack.segment.object.as_str().into(),
                     size: pack.segment.size,
                     index: n - pack.first,
                 })
             }
-            Place::Borrowed(n) => Where::Packed(contents.borrowed.get(usize::try_from(n).ok()?)?.clone()),
+            Place::Borrowed(n, more) => Where::Packed(contents.borrowed.get(usize::try_from(n).ok()?)?.after(more)?),
             Place::Parts(first, count) => {
                 let (first, count) = (usize::try_from(first).ok()?, usize::try_from(count).ok()?);
                 Where::Parts(contents.parts.get(first..first.checked_add(count)?)?.to_vec())
@@ -72,12 +76,19 @@ impl ContentReader {
 
     /// One content of a pack.
     async fn packed(&self, at: &Borrowed) -> Result<Bytes> {
-        let mut last = self.last.lock().await;
-        if last.as_ref().is_none_or(|open| open.path != at.object) {
-            let frames = self.objects.segment(&at.object).await?;
-            *last = Some(OpenPack { path: at.object.clone(), frames, decoded: Vec::new() });
-        }
-        let open = last.as_mut().ok_or_else(|| Error::bug("a pack was not read"))?;
+        let mut packs = self.packs.lock().await;
+        let open = match packs.iter().position(|open| open.path == at.object) {
+            Some(kept) => packs.remove(kept),
+            None => {
+                if packs.len() >= PACKS {
+                    packs.remove(0);
+                }
+                let frames = self.objects.segment(&at.object).await?;
+                OpenPack { path: at.object.clone(), frames, decoded: Vec::new() }
+            }
+        };
+        packs.push(open);
+        let open = packs.last_mut().ok_or_else(|| Error::bug("a pack was not read"))?;
         open.content(at.index).context(|| format!("reading {}", at.object))
     }
 
@@ -179,7 +190,7 @@ impl AttachmentStore for ContentReader {
 impl ContentReader {
     /// The same reader, for a stream to keep.
     fn again(&self) -> ContentReader {
-        ContentReader { objects: self.objects.clone(), layers: self.layers.clone(), last: self.last.clone() }
+        ContentReader { objects: self.objects.clone(), layers: self.layers.clone(), packs: self.packs.clone() }
     }
 
     /// One content that is not made of pieces.

@@ -99,7 +99,7 @@ impl Check<'_> {
         }
         let contents = &layer.contents;
         if contents.packs.iter().any(|p| p.segment.object == object)
-            || contents.borrowed.iter().any(|b| b.object == object)
+            || contents.borrowed.iter().any(|b| *b.object == *object)
             || contents.parts.iter().any(|p| p.object == object)
         {
             hits.push(hit(Some("(content of attachments)".into()), Vec::new(), 0));

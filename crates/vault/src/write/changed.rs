@@ -1,5 +1,5 @@
-//! The contents of attachments that change: small ones stand beside the change in the log, larger ones are
-//! stored as a scan does it, each once, those of one flush packed together.
+//! The contents of attachments that change: pieces, and what is large, are stored as a scan does it, each once,
+//! those of one flush packed together. Small contents that nobody will ask for stand beside the change in the log.
 
 use crate::write::contents::RunContents;
 use async_trait::async_trait;
@@ -40,6 +40,10 @@ impl AttachmentStore for ChangedContents {
             }
         }
         Ok(AttachmentRef::inline(&start))
+    }
+
+    async fn put_piece(&self, content: AttachmentStream) -> Result<AttachmentRef> {
+        self.contents.put(content).await
     }
 
     async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {

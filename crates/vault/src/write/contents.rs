@@ -17,7 +17,7 @@ use model::{
     AttachmentRef, AttachmentStore, AttachmentStream, Batch, BatchBuilder, ChangeBatch, CollectionId, ContentDigest,
     Encoding, Error, Kind, Result,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
@@ -32,21 +32,56 @@ pub(crate) enum KnownPlace {
     OldParts(Vec<ContentPart>),
 }
 
-/// What older points have.
+/// Contents that are known by their digests (917,504: what a table has room for before it doubles): they take
+/// about 80 MiB. Others are stored again, if they come again.
+const KNOWN: usize = 7 << 17;
+
+/// What older points have, and this run has stored.
 #[derive(Debug, Default)]
 pub(crate) struct KnownContents {
     places: HashMap<ContentDigest, KnownPlace>,
+    objects: ObjectNames,
+}
+
+/// Names of objects, each once in memory.
+#[derive(Debug, Default)]
+pub(crate) struct ObjectNames(HashSet<Arc<str>>);
+
+impl ObjectNames {
+    /// The same name, as it was first seen.
+    pub fn once(&mut self, name: Arc<str>) -> Arc<str> {
+        match self.0.get(&name) {
+            Some(seen) => seen.clone(),
+            None => {
+                self.0.insert(name.clone());
+                name
+            }
+        }
+    }
 }
 
 impl KnownContents {
     /// Adds the content of an entry, which a layer with these contents has.
     pub fn learn(&mut self, contents: &Contents, content: &AttachmentRef) -> Result<()> {
-        let one = |content: &AttachmentRef| Some((content.digest, KnownPlace::of(contents, &content.place)?));
+        let mut one = |content: &AttachmentRef| {
+            if let Some(place) = KnownPlace::of(contents, &content.place) {
+                self.insert(content.digest, place);
+            }
+        };
         match content.pieces() {
-            Some(pieces) => self.places.extend(pieces?.iter().filter_map(|piece| one(&piece.content))),
-            None => self.places.extend(one(content)),
+            Some(pieces) => pieces?.iter().for_each(|piece| one(&piece.content)),
+            None => one(content),
         }
         Ok(())
+    }
+
+    fn insert(&mut self, digest: ContentDigest, mut place: KnownPlace) {
+        if self.places.len() < KNOWN || self.places.contains_key(&digest) {
+            if let KnownPlace::Old(Borrowed { object, .. }) = &mut place {
+                *object = self.objects.once(object.clone());
+            }
+            self.places.insert(digest, place);
+        }
     }
 }
 
@@ -63,9 +98,9 @@ impl KnownPlace {
                 let at = contents.packs.partition_point(|p| p.first <= n).checked_sub(1)?;
                 let pack = &contents.packs[at];
                 let Pack { first, segment: SegmentEntry { object, size, .. } } = pack;
-                KnownPlace::Old(Borrowed { object: object.clone(), size: *size, index: n - first })
+                KnownPlace::Old(Borrowed { object: object.as_str().into(), size: *size, index: n - first })
             }
-            Place::Borrowed(n) => KnownPlace::Old(contents.borrowed.get(usize::try_from(n).ok()?)?.clone()),
+            Place::Borrowed(n, more) => KnownPlace::Old(contents.borrowed.get(usize::try_from(n).ok()?)?.after(more)?),
             Place::Parts(first, count) => {
                 let (first, count) = (usize::try_from(first).ok()?, usize::try_from(count).ok()?);
                 KnownPlace::OldParts(contents.parts.get(first..first.checked_add(count)?)?.to_vec())
@@ -74,10 +109,10 @@ impl KnownPlace {
     }
 
     /// The place that the change log names.
-    pub fn of_direct(direct: &Direct) -> Self {
+    pub fn of_direct(direct: Direct) -> Self {
         match direct {
-            Direct::Parts(parts) => KnownPlace::OldParts(parts.clone()),
-            Direct::Packed(at) => KnownPlace::Old(at.clone()),
+            Direct::Parts(parts) => KnownPlace::OldParts(parts),
+            Direct::Packed(at) => KnownPlace::Old(at),
         }
     }
 
@@ -105,7 +140,7 @@ impl KnownPlace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Packed(u64),
-    Borrowed(u64),
+    Borrowed(u64, u64),
     Parts(u64, u64),
 }
 
@@ -114,7 +149,10 @@ impl Place {
         let rest = text.get(1..)?;
         match text.as_bytes().first()? {
             b'n' => rest.parse().ok().map(Place::Packed),
-            b'x' => rest.parse().ok().map(Place::Borrowed),
+            b'x' => {
+                let (entry, more) = rest.split_once('+').unwrap_or((rest, "0"));
+                Some(Place::Borrowed(entry.parse().ok()?, more.parse().ok()?))
+            }
             b'p' => {
                 let (first, count) = rest.split_once('+')?;
                 Some(Place::Parts(first.parse().ok()?, count.parse().ok()?))
@@ -128,7 +166,7 @@ impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Place::Packed(n) => write!(f, "n{n}"),
-            Place::Borrowed(n) => write!(f, "x{n}"),
+            Place::Borrowed(n, more) => write!(f, "x{n}+{more}"),
             Place::Parts(first, count) => write!(f, "p{first}+{count}"),
         }
     }
@@ -149,7 +187,8 @@ pub(crate) struct RunContents {
 struct State {
     known: KnownContents,
     contents: Contents,
-    borrowed: HashMap<Borrowed, u64>,
+    /// Entries of the table of packs of older runs, by their objects.
+    borrowed: HashMap<Arc<str>, u64>,
     open: Option<OpenFrame>,
     draft: Draft,
     first: u64,
@@ -179,8 +218,8 @@ impl RunContents {
     pub async fn learn(&self, known: KnownContents) {
         let mut state = self.state.lock().await;
         for (digest, place) in known.places {
-            if place.objects().all(|path| self.writer.may_reuse(path)) {
-                state.known.places.entry(digest).or_insert(place);
+            if !state.known.places.contains_key(&digest) && place.objects().all(|path| self.writer.may_reuse(path)) {
+                state.known.insert(digest, place);
             }
         }
     }
@@ -201,13 +240,13 @@ impl RunContents {
     fn place_of(state: &mut State, known: KnownPlace) -> Place {
         match known {
             KnownPlace::Own(n) => Place::Packed(n),
-            KnownPlace::Old(borrowed) => {
+            KnownPlace::Old(Borrowed { object, size, index }) => {
                 let next = state.contents.borrowed.len() as u64;
-                let number = *state.borrowed.entry(borrowed.clone()).or_insert(next);
+                let number = *state.borrowed.entry(object.clone()).or_insert(next);
                 if number == next {
-                    state.contents.borrowed.push(borrowed);
+                    state.contents.borrowed.push(Borrowed { object, size, index: 0 });
                 }
-                Place::Borrowed(number)
+                Place::Borrowed(number, index)
             }
             KnownPlace::OldParts(parts) => add_parts(&mut state.contents, parts),
         }
@@ -230,7 +269,7 @@ impl RunContents {
                 if state.draft.raw >= SEGMENT_TARGET {
                     self.seal(&mut state).await?;
                 }
-                state.known.places.insert(digest, KnownPlace::Own(number));
+                state.known.insert(digest, KnownPlace::Own(number));
                 Place::Packed(number)
             }
         };

@@ -11,18 +11,22 @@ use crate::name::ContentsName;
 use crate::objects::{ObjectWriter, is_damage};
 use crate::read::Segments;
 use crate::vault::Inner;
-use crate::write::contents::{KnownPlace, Place};
+use crate::write::contents::{KnownPlace, ObjectNames, Place};
 use crate::write::known::OldLayer;
 use futures::StreamExt;
-use model::limits::ATTACHMENT_BESIDE;
 use model::{CollectionId, ContentDigest, Error, Kind, Result, ResultExt};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
-/// Pieces of layers that are remembered (a million), and as many of the log: they take about 100 MiB. Beyond, they
-/// are fetched again.
-const REMEMBERED: usize = 1 << 20;
+/// Pieces of layers that are remembered (917,504: what a table has room for before it doubles), and as many of the
+/// log: about 100 MiB each. Others are fetched again.
+const REMEMBERED: usize = 7 << 17;
+/// Of these, places that only pieces of more than [`LARGE`] get: however many small ones there are, what is dear to
+/// fetch is remembered.
+const FOR_LARGE: usize = REMEMBERED / 8;
+/// Bytes (128 KiB) from which on a piece is dear.
+const LARGE: u64 = 128 << 10;
 
 /// What tells a piece of an attachment from all others.
 type Id = [u8; 16];
@@ -72,7 +76,9 @@ struct State {
     /// In the tables of layers, by their numbers.
     of_layers: Table<(u16, Place)>,
     /// In objects that the log refers to: newer than any layer.
-    of_log: Table<Arc<Direct>>,
+    of_log: Table<Direct>,
+    /// Names of objects that the log refers to.
+    objects: ObjectNames,
     /// Collections whose attachments were looked up.
     looked: HashSet<CollectionId>,
     /// Whether the log's lists were read.
@@ -118,7 +124,7 @@ impl KnownPieces {
                     return Ok(None);
                 }
             }
-            return Ok(Some(KnownPiece { digest, length, place: KnownPlace::of_direct(&place) }));
+            return Ok(Some(KnownPiece { digest, length, place: KnownPlace::of_direct(place) }));
         }
         let Some(Remembered { digest, length, place: (layer, place) }) = state.of_layers.get(&id).cloned() else {
             return Ok(None);
@@ -132,7 +138,8 @@ impl KnownPieces {
     /// Remembers what a flush has listed.
     pub async fn learn(&self, listed: &[ListedContent]) -> Result<()> {
         let mut state = self.state.lock().await;
-        listed.iter().try_for_each(|content| remember(&mut state.of_log, content))
+        let State { of_log, objects, .. } = &mut *state;
+        listed.iter().try_for_each(|content| remember(of_log, objects, content))
     }
 
     async fn is_there(&self, state: &mut State, path: &str) -> Result<bool> {
@@ -165,7 +172,9 @@ impl KnownPieces {
             let mut of_log = Table::new();
             let mut reading = std::pin::pin!(contents::read_all(&self.vault, self.log.clone()));
             while let Some((_, list)) = reading.next().await {
-                let learning = list.and_then(|list| list.contents.iter().try_for_each(|c| remember(&mut of_log, c)));
+                let objects = &mut state.objects;
+                let mut learn = |content: &ListedContent| remember(&mut of_log, objects, content);
+                let learning = list.and_then(|list| list.contents.iter().try_for_each(&mut learn));
                 learning.or_else(again)?;
             }
             // What flushes of this run have listed is newer.
@@ -197,18 +206,44 @@ impl KnownPieces {
     }
 }
 
-fn remember(table: &mut Table<Arc<Direct>>, content: &ListedContent) -> Result<()> {
+fn remember(table: &mut Table<Direct>, objects: &mut ObjectNames, content: &ListedContent) -> Result<()> {
     if !content.name.is_empty() {
         let id = id(&content.collection, &content.key()?, &content.name);
-        let (digest, length, place) = (content.digest()?, content.length, Arc::new(content.place.clone()));
+        let (digest, length, mut place) = (content.digest()?, content.length, content.place.clone());
+        if let Direct::Packed(at) = &mut place {
+            at.object = objects.once(at.object.clone());
+        }
         insert(table, id, Remembered { digest, length, place });
     }
     Ok(())
 }
 
 fn insert<P>(table: &mut Table<P>, id: Id, piece: Remembered<P>) {
-    let room = table.len() < REMEMBERED || table.contains_key(&id);
-    if room && piece.length > ATTACHMENT_BESIDE as u64 {
+    let most = if piece.length > LARGE { REMEMBERED } else { REMEMBERED - FOR_LARGE };
+    if table.len() < most || table.contains_key(&id) {
         table.insert(id, piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn however_many_are_small_the_large_ones_are_remembered() {
+        let mut table = Table::new();
+        let mut put = |number: usize, length: u64| {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&number.to_le_bytes());
+            insert(&mut table, id, Remembered { digest: [0; 32], length, place: () });
+            table.get(&id).is_some_and(|found| found.length == length)
+        };
+        let small = REMEMBERED - FOR_LARGE;
+        assert!((0..small).all(|i| put(i, 5000)));
+        assert!(!put(small, LARGE) && put(0, 5001), "no more small ones, but newer ones in the place of these");
+        assert!((small..REMEMBERED).all(|i| put(i, LARGE + 1)));
+        assert!(!put(REMEMBERED, LARGE + 1));
+        assert_eq!(table.capacity(), REMEMBERED, "it has not doubled for the last ones");
     }
 }
