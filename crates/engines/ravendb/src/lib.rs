@@ -9,6 +9,7 @@ pub mod dump;
 mod gather;
 mod hold;
 mod increment;
+mod intake;
 pub mod keys;
 mod maker;
 mod marks;

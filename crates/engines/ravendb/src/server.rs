@@ -2,8 +2,8 @@
 
 use crate::certificate::{self, Password};
 use crate::dump::Input;
+use crate::intake;
 use crate::refusal::{network, refused};
-use futures::{StreamExt, TryStreamExt};
 use model::{Error, ErrorKind, Result};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use std::time::Duration;
 /// How long a server may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may pause.
-const PAUSE: Duration = Duration::from_secs(300);
+pub(crate) const PAUSE: Duration = Duration::from_secs(300);
 
 /// One database on one server.
 #[derive(Debug)]
@@ -227,13 +227,7 @@ impl Server {
 
     /// Sends a request that must succeed.
     pub(crate) async fn send(&self, request: RequestBuilder, doing: &str) -> Result<Response> {
-        let answer = request.send().await.map_err(|e| network(doing, e))?;
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let body = answer.text().await.unwrap_or_default();
-        Err(refused(doing, status, &body))
+        send(request, doing).await
     }
 
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder, doing: &str) -> Result<T> {
@@ -386,20 +380,19 @@ impl Server {
             options["Collections"] = serde_json::json!([collection]);
         }
         let request = self.of_database(Method::POST, &["smuggler", "export"], &query)?.body(options.to_string());
-        let answer = self.send(request, "starting the export").await?;
-        let bytes = answer.bytes_stream().map_err(|e| network("reading the export", e)).boxed();
-        // An export that stands still for so long never goes on.
-        Ok(futures::stream::unfold(bytes, |mut bytes| async {
-            match tokio::time::timeout(PAUSE, bytes.next()).await {
-                Ok(next) => next.map(|piece| (piece, bytes)),
-                Err(_) => {
-                    let text = format!("the server sent nothing for {} s in the middle of an export", PAUSE.as_secs());
-                    Some((Err(Error::new(ErrorKind::Retry, text)), futures::stream::empty().boxed()))
-                }
-            }
-        })
-        .boxed())
+        intake::take_in(request).await
     }
+}
+
+/// Sends a request that must succeed.
+pub(crate) async fn send(request: RequestBuilder, doing: &str) -> Result<Response> {
+    let answer = request.send().await.map_err(|e| network(doing, e))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let body = answer.text().await.unwrap_or_default();
+    Err(refused(doing, status, &body))
 }
 
 fn percent_decoded(text: &str) -> String {

@@ -8,6 +8,7 @@ use crate::hold;
 use crate::server::{Build, Server, Stats, Tombstones};
 use async_trait::async_trait;
 use futures::StreamExt;
+use model::limits::QUEUE;
 use model::{
     AttachmentStore, ChangeStream, CollectionId, CollectionInfo, Consistency, Description, Engine, Error, ErrorKind,
     FeedKind, Following, Gap, Loss, Part, Plan, Result, ScanItem, ScanStream, Selection, Source, SourceState, Until,
@@ -218,7 +219,7 @@ fn announced(items: ScanStream, known: HashSet<CollectionId>, server: Arc<Server
 
 /// All batches of a dump.
 pub(crate) fn scan(reader: Reader, gather: Gather) -> ScanStream {
-    let (out, items) = tokio::sync::mpsc::channel(2);
+    let (out, items) = tokio::sync::mpsc::channel(QUEUE);
     tokio::spawn(async move {
         if let Err(error) = pump(reader, gather, &out).await {
             let _ = out.send(Err(error)).await;

@@ -3,12 +3,18 @@
 //! Each collection has a lane of its own while it is read, so that segments of large collections
 //! hold nothing else and come out the same next time; what is left at its end goes into segments
 //! that small collections share.
+//!
+//! Collections that are read together fill their lanes alike. Were all cut at the same sizes, all would be
+//! full at once: nothing to compress for a while, then a crowd of segments that everybody waits for, and as
+//! much memory as all of them take. So the first segment of each collection ends at a size of its own, and
+//! those after it each at another time than those of other collections.
 
 use crate::buffers::Buffers;
 use crate::frame::OpenFrame;
+use crate::hash::HashKeys;
 use crate::segment::Draft;
 use model::limits::{FRAME, HASH_LIST, SEGMENT_MAX, SEGMENT_MIN, SEGMENT_TARGET};
-use model::{Batch, CollectionId, Encoding, EngineTime, Error, Result};
+use model::{Batch, CollectionId, Encoding, EngineTime, Error, Kind, Result};
 use std::collections::HashMap;
 
 /// Where a frame went.
@@ -27,6 +33,8 @@ struct Lane {
     open: Option<OpenFrame>,
     draft: Draft,
     documents: u64,
+    /// Raw bytes from which on its segment may be cut.
+    min: usize,
 }
 
 type LaneKey = (CollectionId, Encoding);
@@ -55,6 +63,8 @@ impl Sizes {
 pub(crate) struct Packer {
     sizes: Sizes,
     buffers: Buffers,
+    /// What the first cuts hang on; none: they are like all others.
+    keys: Option<HashKeys>,
     /// The lane that was written to last, which is not among the others: most documents follow one of their
     /// own collection.
     current: Option<(LaneKey, Lane)>,
@@ -73,6 +83,19 @@ impl Packer {
         Packer { sizes, buffers, ..Packer::default() }
     }
 
+    /// The same, with first segments that end each at a size of its own.
+    pub fn spread(self, keys: HashKeys) -> Self {
+        Packer { keys: Some(keys), ..self }
+    }
+
+    /// Raw bytes from which on the first segment of a collection may be cut: half to one and a half of what
+    /// the others need, by the keyed hash of its name, so that it is the same next time.
+    fn first_min(&self, collection: &CollectionId) -> usize {
+        let Some(keys) = &self.keys else { return self.sizes.min };
+        let sixteenths = keys.key(collection, &Kind::Document, b"") % 16;
+        self.sizes.min / 2 + self.sizes.min / 16 * sixteenths as usize
+    }
+
     /// Adds a document that was read at a time of its own, if that is given.
     pub fn push(&mut self, batch: &Batch, i: usize, key_hash: u64, read: Option<EngineTime>) -> Result<()> {
         let is_its = |((collection, encoding), _): &(LaneKey, Lane)| {
@@ -81,8 +104,12 @@ impl Packer {
         if !self.current.as_ref().is_some_and(is_its) {
             self.rest();
             let key = (batch.collection.clone(), batch.encoding);
-            let empty = || Lane { open: None, draft: Draft::new(batch.encoding), documents: 0 };
-            let lane = self.lanes.remove(&key).unwrap_or_else(empty);
+            let lane = self.lanes.remove(&key).unwrap_or_else(|| Lane {
+                open: None,
+                draft: Draft::new(batch.encoding),
+                documents: 0,
+                min: self.first_min(&batch.collection),
+            });
             self.current = Some((key, lane));
         }
         let Some((_, lane)) = &mut self.current else { return Err(Error::bug("a lane is gone")) };
@@ -95,7 +122,7 @@ impl Packer {
         open.push(batch, i, key_hash, None);
         lane.documents += 1;
         let raw = lane.draft.raw + open.raw();
-        let cut = raw >= self.sizes.max || (raw >= self.sizes.min && is_cut(key_hash, raw as u64 / lane.documents));
+        let cut = raw >= self.sizes.max || (raw >= lane.min && is_cut(key_hash, raw as u64 / lane.documents));
         if (cut || open.raw() >= FRAME)
             && let Some(open) = lane.open.take()
         {
@@ -103,6 +130,7 @@ impl Packer {
         }
         if cut {
             lane.documents = 0;
+            lane.min = self.sizes.min;
             let draft = std::mem::replace(&mut lane.draft, Draft::new(batch.encoding));
             self.cut_shared_of(&batch.collection)?;
             self.cut(draft);
@@ -221,4 +249,58 @@ fn is_cut(key_hash: u64, average: u64) -> bool {
         _ => 1,
     };
     key_hash % one_in == 0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use model::BatchBuilder;
+
+    /// Large enough that a segment may end after each.
+    const BODY: usize = 132_000;
+    const SIZES: Sizes = Sizes { min: 2 << 20, target: 2 << 20, max: 4 << 20 };
+    const COLLECTIONS: usize = 8;
+
+    /// Packs collections that come by turns; the raw sizes of the segments that were full after each turn,
+    /// with their collections.
+    fn pack(mut packer: Packer) -> Vec<Vec<(CollectionId, usize)>> {
+        let batches: Vec<Batch> = (0..COLLECTIONS)
+            .map(|n| {
+                let id = CollectionId::new(format!("orders{n}"));
+                let mut builder = BatchBuilder::new(id, Kind::Document, Encoding::Json);
+                builder.push(b"key", &vec![b'x'; BODY]);
+                builder.take()
+            })
+            .collect();
+        let turn = |_| {
+            batches.iter().for_each(|batch| packer.push(batch, 0, 0, None).unwrap());
+            let full = packer.take_ready().into_iter();
+            full.map(|(_, draft)| (draft.frames[0].collection.clone(), draft.raw)).collect()
+        };
+        (0..64).map(turn).collect()
+    }
+
+    fn most_at_once(turns: &[Vec<(CollectionId, usize)>]) -> usize {
+        turns.iter().map(Vec::len).max().unwrap()
+    }
+
+    #[test]
+    fn collections_that_are_read_together_are_not_full_together() {
+        let packer = || Packer::new(SIZES, Buffers::default());
+        let keys = HashKeys::derive(&[1; 32]);
+        let spread = pack(packer().spread(keys.clone()));
+        assert_eq!(most_at_once(&pack(packer())), COLLECTIONS);
+        assert!(most_at_once(&spread) <= COLLECTIONS / 2, "{spread:?}");
+        // The same next time.
+        assert_eq!(spread, pack(packer().spread(keys)));
+        for n in 0..COLLECTIONS {
+            let id = CollectionId::new(format!("orders{n}"));
+            let sizes: Vec<usize> = spread.iter().flatten().filter(|(of, _)| *of == id).map(|(_, raw)| *raw).collect();
+            let room = 2 * BODY;
+            assert!((SIZES.min / 2..SIZES.min * 3 / 2 + room).contains(&sizes[0]), "{sizes:?}");
+            assert!(sizes.len() > 2, "{sizes:?}");
+            assert!(sizes[1..].iter().all(|raw| (SIZES.min..SIZES.min + room).contains(raw)), "{sizes:?}");
+        }
+    }
 }

@@ -250,8 +250,9 @@ impl Run {
         let changed = RunContents::new(writer.clone(), pieces.clone(), options.level);
         let changed = Arc::new(ChangedContents::new(changed));
         let permits = Arc::new(Semaphore::new(options.workers.max(1)));
+        let keys = writer.objects.keys.clone();
         let state = State {
-            packer: Packer::new(Sizes::default(), writer.buffers.clone()),
+            packer: Packer::new(Sizes::default(), writer.buffers.clone()).spread(keys),
             hashes: Packer::new(Sizes::HASHES, writer.buffers.clone()),
             ..State::default()
         };

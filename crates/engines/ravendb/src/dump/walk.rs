@@ -107,7 +107,7 @@ impl Walk {
                 continue;
             }
             let rest = &buffer[self.at..];
-            let Some(n) = rest.iter().position(|b| *b == b'"' || *b == b'\\' || *b < 0x20) else {
+            let Some(n) = special(rest) else {
                 self.at = buffer.len();
                 return false;
             };
@@ -133,6 +133,26 @@ impl Walk {
             _ => {}
         }
     }
+}
+
+/// Where the first byte is that means something in a string: a quotation mark, a backslash or a control
+/// character. Looks at eight at once, as most bytes of a dump stand in strings.
+fn special(text: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
+    // The highest bit of each byte less than a limit; above the first such byte perhaps also others.
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGH;
+    let is = |word: u64, byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let (words, rest) = text.as_chunks::<8>();
+    for (number, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = is(word, b'"') | is(word, b'\\') | below(word, 0x20);
+        if found != 0 {
+            return Some(number * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let in_rest = rest.iter().position(|b| *b == b'"' || *b == b'\\' || *b < 0x20);
+    in_rest.map(|at| words.len() * 8 + at)
 }
 
 fn too_large() -> Error {
@@ -206,6 +226,21 @@ mod tests {
             for piece in 1..=text.len() {
                 let found = walk(text, piece).unwrap();
                 assert_eq!((found.end, found.is_odd), (end, odd), "{} by {piece}", String::from_utf8_lossy(text));
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_special_byte_of_a_string_is_found() {
+        for (before, byte) in (0..20).flat_map(|n| (0..=255).map(move |byte| (n, byte))) {
+            for filler in [0x20, b'!', b'#', b'[', b']', 0x7f, 0x80, 0xa2, 0xdc, 0xff] {
+                let mut text = vec![filler; before];
+                text.push(byte);
+                // What comes later must not count, nor hide it.
+                text.extend_from_slice(b"a\"\x01\\ b \x1f\"");
+                let expected = text.iter().position(|b| matches!(b, b'"' | b'\\' | 0..0x20));
+                assert_eq!(special(&text), expected, "{text:?}");
+                assert_eq!(special(&text[..before]), None);
             }
         }
     }
