@@ -304,7 +304,7 @@ pub(crate) fn too_large(limit: usize) -> Error {
 }
 
 /// An answer that is no whole JSON.
-pub(crate) fn garbled(path: &str, e: &serde_json::Error) -> Error {
+fn garbled(path: &str, e: &serde_json::Error) -> Error {
     Error::new(ErrorKind::Retry, format!("the server's answer to {path} is cut off or garbled: {e}"))
         .hint("run the command again; if it stays so, look for a proxy between here and the server")
 }

@@ -93,8 +93,7 @@ impl Fetched {
 
     /// Takes all leaves of one document as they are now, in so many copies of the database.
     async fn open(&mut self, client: &Client, database: &str, id: &str, i: usize, copies: Option<u64>) -> Result<()> {
-        let bytes = open(client, database, id, copies).await?;
-        let found = answer::one(&bytes).map_err(|e| crate::client::garbled("open_revs", &e))?;
+        let (bytes, found) = open(client, database, id, copies).await?;
         let found = found.into_iter().map(|(start, end)| (0, Spot { start, end, is_plain: false })).collect();
         self.own[i] = 0..0;
         self.take(i, bytes, found);
@@ -278,18 +277,20 @@ fn question(rows: &[Row]) -> Vec<u8> {
     out
 }
 
-/// All leaves of one document as they are now, in so many copies of the database.
-async fn open(client: &Client, database: &str, id: &str, copies: Option<u64>) -> Result<Bytes> {
+/// All leaves of one document as they are now, in so many copies of the database: the answer, and where in it
+/// each of them is.
+async fn open(client: &Client, database: &str, id: &str, copies: Option<u64>) -> Result<(Bytes, Vec<(usize, usize)>)> {
+    let read = |bytes: &Bytes| Ok((bytes.clone(), answer::one(bytes)?));
     let Some(path) = document_path(database, id) else {
         // Such an id cannot be asked for by path: the winner must do.
         let path = format!("{}/_bulk_get?revs=true&att_encoding_info=true", segment(database));
         let body = serde_json::json!({ "docs": [{ "id": id }] }).to_string();
-        return client.bytes(&Request::post(path, body), ANSWER_ONE).await;
+        return client.json(&Request::post(path, body), ANSWER_ONE, read).await;
     };
     let copies = copies.map(|copies| format!("&r={copies}")).unwrap_or_default();
     let request = Request::get(format!("{path}?open_revs=all&revs=true&att_encoding_info=true{copies}"));
-    match client.bytes(&request, ANSWER_ONE).await {
-        Err(e) if e.kind() == ErrorKind::Missing => Ok(Bytes::from_static(b"[]")),
+    match client.json(&request, ANSWER_ONE, read).await {
+        Err(e) if e.kind() == ErrorKind::Missing => Ok((Bytes::from_static(b"[]"), Vec::new())),
         other => other,
     }
 }

@@ -7,7 +7,7 @@ use common::{everything, server};
 use couch::{CouchSink, CouchSource};
 use model::{ErrorKind, Kind, Plan, Position, RestoreOptions, ScanItem, Selection, Sink, Source, SourceState};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -117,6 +117,26 @@ async fn busy_servers_are_waited_for_and_broken_answers_asked_for_again() {
         }
     });
     assert_eq!(everything(&source(&web)).await, plain);
+}
+
+#[tokio::test]
+async fn a_document_by_itself_that_is_cut_off_is_asked_for_again() {
+    let plain = {
+        let captured = captured();
+        let web = Web::start(move |asked| captured.answer(asked));
+        everything(&source(&web)).await
+    };
+    let (captured, cut) = (captured(), Arc::new(Mutex::new(HashSet::new())));
+    let seen = cut.clone();
+    let web = Web::start(move |asked| {
+        let answer = captured.answer(asked);
+        match asked.query.contains("open_revs=all") && seen.lock().unwrap().insert(asked.path.clone()) {
+            true => Answer { body: answer.body[..answer.body.len() / 2].to_vec(), ..answer },
+            false => answer,
+        }
+    });
+    assert_eq!(everything(&source(&web)).await, plain);
+    assert!(!cut.lock().unwrap().is_empty());
 }
 
 /// What says that something is missing may be cut off, too.
