@@ -62,12 +62,6 @@ pub trait AttachmentStore: Send + Sync {
     /// already is not stored again.
     async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef>;
 
-    /// The same of a piece that [`known`](Self::known) is going to be asked for: it is stored where later changes
-    /// can refer to it, whatever its size.
-    async fn put_piece(&self, content: AttachmentStream) -> Result<AttachmentRef> {
-        self.put(content).await
-    }
-
     /// The content that a piece of this key had the last time, by its name (see [`Piece`](crate::Piece)): so
     /// that it need not be fetched again. `None` where the store does not know.
     async fn known(&self, _collection: &CollectionId, _key: &[u8], _name: &str) -> Result<Option<AttachmentRef>> {

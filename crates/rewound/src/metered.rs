@@ -38,10 +38,6 @@ impl AttachmentStore for Metered {
         self.inner.put(self.count(content)).await
     }
 
-    async fn put_piece(&self, content: AttachmentStream) -> Result<AttachmentRef> {
-        self.inner.put_piece(self.count(content)).await
-    }
-
     async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {
         self.inner.known(collection, key, name).await
     }

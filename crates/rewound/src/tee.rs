@@ -65,17 +65,16 @@ fn of_all(reference: AttachmentRef, places: &[Option<Arc<str>>]) -> Result<Attac
     Ok(AttachmentRef { place: Arc::from(place), ..reference })
 }
 
-impl Tee {
-    /// Gives content to all stores.
-    async fn give(&self, mut content: AttachmentStream, is_piece: bool) -> Result<AttachmentRef> {
+#[async_trait]
+impl AttachmentStore for Tee {
+    async fn put(&self, mut content: AttachmentStream) -> Result<AttachmentRef> {
         let mut pipes = Vec::new();
         let mut puts = Vec::new();
         for (i, store) in self.stores.iter().enumerate().filter(|(i, _)| !self.is_dead(*i)) {
             let (pipe, pieces) = mpsc::channel(WAITING);
             pipes.push(pipe);
             let pieces = futures::stream::unfold(pieces, |mut p| async { p.recv().await.map(|piece| (piece, p)) });
-            let putting = if is_piece { store.put_piece(pieces.boxed()) } else { store.put(pieces.boxed()) };
-            puts.push(putting.map(move |result| (i, result)));
+            puts.push(store.put(pieces.boxed()).map(move |result| (i, result)));
         }
         let feed = async move {
             while let Some(piece) = content.next().await {
@@ -112,17 +111,6 @@ impl Tee {
         }
         let stored = stored.ok_or_else(|| Error::bug("no vault is left that takes attachments"))?;
         of_all(stored, &places)
-    }
-}
-
-#[async_trait]
-impl AttachmentStore for Tee {
-    async fn put(&self, content: AttachmentStream) -> Result<AttachmentRef> {
-        self.give(content, false).await
-    }
-
-    async fn put_piece(&self, content: AttachmentStream) -> Result<AttachmentRef> {
-        self.give(content, true).await
     }
 
     async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {

@@ -76,7 +76,7 @@ impl Host<'_> {
                         self.fetched.set(self.fetched.get() + 1);
                         let halves = [&content[..content.len() / 2], &content[content.len() / 2..]];
                         let halves: Vec<_> = halves.map(|half| Ok(half.to_vec().into())).into();
-                        store.put_piece(futures::stream::iter(halves).boxed()).await.unwrap()
+                        store.put(futures::stream::iter(halves).boxed()).await.unwrap()
                     }
                 };
                 list.push(Piece { name: (*name).to_owned(), content });
@@ -273,6 +273,40 @@ async fn small_contents_that_are_no_pieces_stand_beside_their_change() {
         assert_eq!(held() - before, objects);
         assert!(restored(&host.vault, &point).await == BTreeMap::from([("a".to_owned(), bytes)]));
     }
+}
+
+/// A pack each flush would be too many objects.
+#[tokio::test]
+async fn small_contents_of_many_flushes_share_a_pack() {
+    let keys = Keys::new(9);
+    let disk = SimDisk::new(keys.clock.clone());
+    let host = Host { keys: &keys, vault: init(disk.storage(), &keys, false).await.unwrap(), fetched: 0.into() };
+    host.scan(&Entries::from([("z", vec![("s", small())])]), false).await;
+    let (scanned, name) = (disk.names("segments/").len(), |i: u64| -> &'static str { format!("{i:04}").leak() });
+    let entries = |i: u64| (name(i), vec![(name(i), content(i, 5000)), ("other", content(i + 1000, 6000))]);
+    let flushes: Vec<Entries> = (0..20).map(|i| Entries::from([entries(i)])).collect();
+    let all: Entries = (0..20).map(entries).collect();
+    let (point, fetched) = host.fetches(host.change(&flushes.iter().collect::<Vec<_>>())).await;
+    assert_eq!((fetched, disk.names("segments/").len() - scanned), (40, 2), "of the first, and of the others");
+    assert!(restored(&host.vault, &point).await == expected(&[&all, &Entries::from([("z", vec![("s", small())])])]));
+    for _ in 0..2 {
+        keys.clock.advance(3 * DAY);
+        host.vault.prune().await.unwrap();
+    }
+    // Later changes refer to it.
+    let (again, fetched) = host.fetches(host.change(&[&all, &flushes[3]])).await;
+    assert_eq!((fetched, disk.names("segments/").len() - scanned), (0, 2));
+    for point in [&point, &again] {
+        assert!(restored(&host.vault, point).await.len() == 21);
+    }
+    // Much of what is small is worth a pack at once.
+    let much: Entries = (100..200).map(entries).collect();
+    let more: Entries = (200..300).map(entries).collect();
+    let (point, fetched) = host.fetches(host.change(&[&much, &more, &much, &flushes[0]])).await;
+    assert_eq!((fetched, disk.names("segments/").len() - scanned), (400, 4));
+    let left = restored(&host.vault, &point).await;
+    assert!(expected(&[&all, &much, &more]).iter().all(|(key, content)| left[key] == *content));
+    sound(&host.vault).await;
 }
 
 /// Contents of a scan and of changes after it come by turns; no pack is fetched for each of them.

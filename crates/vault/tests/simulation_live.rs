@@ -118,7 +118,7 @@ async fn attachment(key: u8, value: u64, store: &dyn AttachmentStore) -> Result<
     let name = format!("variant {}", value % 3);
     let content = match store.known(&id(), &[b'k', key], &name).await? {
         Some(known) => known,
-        None => store.put_piece(futures::stream::iter([Ok(content(value).into())]).boxed()).await?,
+        None => store.put(futures::stream::iter([Ok(content(value).into())]).boxed()).await?,
     };
     let pieces = AttachmentRef::of_pieces(&[Piece { name, content }])?;
     let mut builder = BatchBuilder::new(id(), Kind::Attachment, Encoding::Json);

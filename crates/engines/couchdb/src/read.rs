@@ -205,7 +205,7 @@ impl Reader {
                 Some(known) => known,
                 None => {
                     let content = content::stream_of(self.client(), &self.database, leaves, vec![one]);
-                    self.store.put_piece(content).await?
+                    self.store.put(content).await?
                 }
             };
             pieces.push(Piece { name, content });

@@ -5,7 +5,6 @@
 //! its chain is kept that holds this flush or a later one: a content is listed once, but may be referred to
 //! again. When flushes are rolled up, their lists are written as one, and no longer count.
 
-use super::Flush;
 use crate::crypto::Audience;
 use crate::direct::Direct;
 use crate::hash::{hex, unhex32};
@@ -17,7 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::VerifyingKey;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use model::{AttachmentRef, CollectionId, ContentDigest, Error, Result, ResultExt};
+use model::{AttachmentRef, ChangeBatch, CollectionId, ContentDigest, Error, Result, ResultExt};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::io::Read;
@@ -108,12 +107,12 @@ impl ListedContent {
     }
 }
 
-/// The contents that a flush refers to and that are objects of their own, but for those that were
+/// The contents that changes refer to and that are objects of their own, but for those that were
 /// mentioned before.
-pub(super) fn new_in(flush: &Flush, before: &HashSet<Mention>) -> Result<Vec<(Mention, ListedContent)>> {
+pub(super) fn new_in(changes: &[ChangeBatch], before: &HashSet<Mention>) -> Result<Vec<(Mention, ListedContent)>> {
     let mut new = Vec::new();
     let mut seen = HashSet::new();
-    for batch in flush.changes.iter().map(|change| &change.batch).filter(|batch| !batch.attachments.is_empty()) {
+    for batch in changes.iter().map(|change| &change.batch).filter(|batch| !batch.attachments.is_empty()) {
         for (i, content) in batch.attachments.iter().enumerate() {
             let pieces = match content.pieces() {
                 Some(pieces) => pieces?.into_iter().map(|piece| (piece.name, piece.content)).collect(),

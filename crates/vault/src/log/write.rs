@@ -11,7 +11,7 @@ use crate::name::LogName;
 use crate::objects::blocking;
 use crate::segment;
 use crate::vault::Inner;
-use model::{CollectionId, Encoding, EngineTime, Error, Position, Result};
+use model::{ChangeBatch, CollectionId, Encoding, EngineTime, Error, Position, Result};
 use std::collections::HashSet;
 
 /// Raw bytes of flushes that are rolled up into one object (16 MiB), as much as a segment holds.
@@ -22,6 +22,9 @@ const ALONE_RAW: usize = 4 << 20;
 const ROLL_FLUSHES: usize = 1000;
 /// Contents in objects of their own after which flushes are rolled up at the latest: their list takes about 20 MiB.
 const ROLL_CONTENTS: usize = 1 << 16;
+/// Mentions of contents that are remembered, so that each is listed once (a million, about 40 MiB). Beyond, what
+/// is mentioned again is listed again.
+const MENTIONED: usize = 1 << 20;
 /// Milliseconds after which flushes are rolled up at the latest: an hour.
 const ROLL_MILLIS: i64 = 3_600_000;
 
@@ -53,14 +56,19 @@ pub(crate) struct Chain {
     pub bytes: u64,
     encoding: Encoding,
     roll: Option<Roll>,
+    /// Whether it is time to roll up what there is.
+    is_due: bool,
     /// Contents in objects of their own that are listed.
     mentioned: HashSet<Mention>,
 }
 
 /// Flushes that may be rolled up.
 #[derive(Debug)]
-struct Roll {
-    gather: Gather,
+pub(crate) struct Roll {
+    /// What its flushes say.
+    pub changes: Vec<ChangeBatch>,
+    catalog: Vec<CatalogChange>,
+    raw: usize,
     /// What the lists of its flushes say, and how many there are.
     listed: Vec<ListedContent>,
     lists: usize,
@@ -108,6 +116,7 @@ impl Chain {
             bytes: 0,
             encoding: Encoding::Json,
             roll: None,
+            is_due: false,
             mentioned: HashSet::new(),
         }
     }
@@ -132,16 +141,10 @@ impl Chain {
     /// or with what came since. Gives also the contents that it is the first one to refer to.
     pub async fn append(&mut self, vault: &Inner, flush: &Flush) -> Result<(Appended, Vec<ListedContent>)> {
         self.check(flush)?;
-        let keys = vault.objects()?.keys;
-        let gather = |mut gather: Gather| {
-            flush.changes.iter().try_for_each(|change| gather.push(&keys, change))?;
-            flush.catalog.iter().for_each(|change| gather.push_catalog(change));
-            Ok::<_, Error>(gather)
-        };
-        let flushed = gather(Gather::default())?;
+        let flushed = gather(vault, &flush.changes, &flush.catalog)?;
         let (raw, encoding) = (flushed.raw(), flushed.encoding().unwrap_or(self.encoding));
         let (encoding, frames) = flushed.finish(encoding)?;
-        let mentioned = contents::new_in(flush, &self.mentioned)?;
+        let mentioned = contents::new_in(&flush.changes, &self.mentioned)?;
         if !mentioned.is_empty() {
             let new = mentioned.iter().map(|(_, listed)| listed.clone()).collect();
             let flush = (self.flushes, self.flushes);
@@ -159,14 +162,16 @@ impl Chain {
         self.last = Some(hex(&name.stored));
         self.flushes += 1;
         let (mentions, listed): (Vec<_>, Vec<_>) = mentioned.into_iter().unzip();
-        self.mentioned.extend(mentions);
+        remember(&mut self.mentioned, mentions, MENTIONED);
         self.count(flush);
         if raw >= ALONE_RAW {
-            self.roll_up(vault).await;
+            self.is_due = true;
         } else {
             let now = vault.seams.clock.now_millis();
-            let mut roll = self.roll.take().unwrap_or_else(|| Roll {
-                gather: Gather::default(),
+            let roll = self.roll.get_or_insert_with(|| Roll {
+                changes: Vec::new(),
+                catalog: Vec::new(),
+                raw: 0,
                 listed: Vec::new(),
                 lists: 0,
                 start,
@@ -174,18 +179,16 @@ impl Chain {
                 end: end.clone(),
                 began: now,
             });
-            roll.gather = gather(roll.gather)?;
+            roll.changes.extend_from_slice(&flush.changes);
+            roll.catalog.extend_from_slice(&flush.catalog);
+            roll.raw += raw;
             roll.lists += usize::from(!listed.is_empty());
             roll.listed.extend_from_slice(&listed);
             roll.commits.push(end.time);
             roll.end = End { hash: self.last.clone(), ..end };
             let old = now - roll.began >= ROLL_MILLIS;
-            let much = roll.gather.raw() >= ROLL_RAW || roll.listed.len() >= ROLL_CONTENTS;
-            let due = much || roll.commits.len() >= ROLL_FLUSHES || old;
-            self.roll = Some(roll);
-            if due {
-                self.roll_up(vault).await;
-            }
+            let much = roll.raw >= ROLL_RAW || roll.listed.len() >= ROLL_CONTENTS;
+            self.is_due = much || roll.commits.len() >= ROLL_FLUSHES || old;
         }
         Ok((Appended { object: name.to_string(), bytes }, listed))
     }
@@ -217,25 +220,37 @@ impl Chain {
         self.catalog.extend(flush.catalog.iter().cloned());
     }
 
-    /// Writes the flushes since the last rolled object as one, and their lists. That it fails harms
-    /// nothing, as the flushes stay.
-    pub async fn roll_up(&mut self, vault: &Inner) {
-        let Some(roll) = self.roll.take().filter(|r| r.commits.len() > 1) else { return };
-        if let Err(e) = self.store_rolled(vault, roll).await {
-            tracing::warn!("rolling up the change log failed: {e}");
-        }
+    /// Whether the next flush is the first one of those that are rolled up together.
+    pub fn begins_roll(&self) -> bool {
+        self.roll.is_none()
     }
 
-    async fn store_rolled(&mut self, vault: &Inner, roll: Roll) -> Result<()> {
-        let Roll { gather, listed, lists, start, mut commits, end, .. } = roll;
+    /// Whether it is time to roll up.
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// The flushes since the last rolled object, if there are several. They are no longer rolled up after it.
+    pub fn take_roll(&mut self) -> Option<Roll> {
+        self.is_due = false;
+        self.roll.take().filter(|roll| roll.commits.len() > 1)
+    }
+
+    /// Writes flushes as one, and their lists. That it fails harms nothing, as the flushes stay. Gives the contents
+    /// that no flush has listed.
+    pub async fn roll_up(&mut self, vault: &Inner, roll: Roll) -> Result<Vec<ListedContent>> {
+        let Roll { changes, catalog, mut listed, lists, start, mut commits, end, .. } = roll;
         commits.pop();
         let flushes = (start.first, start.first + commits.len() as u32);
-        let (encoding, frames) = gather.finish(self.encoding)?;
-        self.store(vault, start, end, commits, encoding, frames).await?;
-        if lists > 1 {
+        let (mentions, new): (Vec<_>, Vec<_>) = contents::new_in(&changes, &self.mentioned)?.into_iter().unzip();
+        listed.extend_from_slice(&new);
+        if lists > 1 || !new.is_empty() {
             self.bytes += contents::store(vault, (&self.source, &self.run), flushes, listed).await?;
         }
-        Ok(())
+        let (encoding, frames) = gather(vault, &changes, &catalog)?.finish(self.encoding)?;
+        self.store(vault, start, end, commits, encoding, frames).await?;
+        remember(&mut self.mentioned, mentions, MENTIONED);
+        Ok(new)
     }
 
     /// Stores an object, durably. `commits` are the ends of its flushes but the last.
@@ -285,5 +300,34 @@ impl Chain {
         vault.storage.sync().await?;
         self.bytes += bytes;
         Ok((name, bytes))
+    }
+}
+
+fn gather(vault: &Inner, changes: &[ChangeBatch], catalog: &[CatalogChange]) -> Result<Gather> {
+    let (keys, mut gather) = (vault.objects()?.keys, Gather::default());
+    changes.iter().try_for_each(|change| gather.push(&keys, change))?;
+    catalog.iter().for_each(|change| gather.push_catalog(change));
+    Ok(gather)
+}
+
+/// Remembers mentions, at most so many; if there are more, none from before.
+fn remember(known: &mut HashSet<Mention>, new: Vec<Mention>, most: usize) {
+    if known.len() + new.len() > most {
+        known.clear();
+    }
+    known.extend(new);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_mentions_are_remembered_than_there_is_room_for() {
+        let mut known = HashSet::new();
+        for flush in 0..100u8 {
+            remember(&mut known, vec![[flush; 32], [flush ^ 0x80; 32]], 10);
+            assert!(known.len() <= 10 && known.contains(&[flush; 32]), "{flush}: {}", known.len());
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::points;
 use crate::vault::Inner;
 use crate::write::{PointDetails, Run};
 use futures::TryStreamExt;
+use model::limits::ATTACHMENT_PACKED;
 use model::{CollectionInfo, EngineTime, Error, ErrorKind, Position, Result};
 use std::sync::Arc;
 
@@ -84,16 +85,36 @@ impl Run {
         let chain = chain.as_mut().ok_or_else(|| Error::bug("no position was given to follow from"))?;
         // A prune may take the chain of a run away that was silent for too long.
         self.alive.check()?;
-        self.changed.place(&mut flush.changes).await?;
+        let beside = flush.changes.iter().flat_map(|change| &change.batch.attachments).map(|a| a.place.len());
+        match chain.begins_roll() || beside.sum::<usize>() >= ATTACHMENT_PACKED {
+            true => self.changed.place_all(&mut flush.changes).await?,
+            false => self.changed.place(&mut flush.changes).await?,
+        }
         let (appended, listed) = chain.append(&self.vault, &flush).await?;
         self.pieces.learn(&listed).await?;
+        if chain.is_due() {
+            self.roll_up_chain(chain).await;
+        }
         Ok(appended)
+    }
+
+    /// Rolls up the flushes since the last rolled object. That it fails harms nothing, as the flushes stay.
+    async fn roll_up_chain(&self, chain: &mut Chain) {
+        let Some(mut roll) = chain.take_roll() else { return };
+        let rolled = async {
+            self.changed.place_all(&mut roll.changes).await?;
+            let listed = chain.roll_up(&self.vault, roll).await?;
+            self.pieces.learn(&listed).await
+        };
+        if let Err(e) = rolled.await {
+            tracing::warn!("rolling up the change log failed: {e}");
+        }
     }
 
     /// Rolls up the flushes so far into one object. Happens by itself now and then, and at the end.
     pub async fn roll_up(&self) {
         if let Some(chain) = self.chain.lock().await.as_mut() {
-            chain.roll_up(&self.vault).await;
+            self.roll_up_chain(chain).await;
         }
     }
 
@@ -106,7 +127,7 @@ impl Run {
         if chain.time != details.time {
             return Err(Error::bug(format!("a point at {} with changes up to {}", details.time, chain.time)));
         }
-        chain.roll_up(&self.vault).await;
+        self.roll_up_chain(&mut chain).await;
         self.check_chain(chain.flushes).await?;
         Ok(Some(chain))
     }

@@ -1,5 +1,6 @@
-//! The contents of attachments that change: pieces, and what is large, are stored as a scan does it, each once,
-//! those of one flush packed together. Small contents that nobody will ask for stand beside the change in the log.
+//! The contents of attachments that change. What is large is stored as a scan does it, once. What is small stands
+//! beside its change, as an object each flush would be too many: when flushes are rolled up, all that is small of
+//! them is packed together. The first of them packs what it has at once, as it may stay the only one.
 
 use crate::write::contents::RunContents;
 use async_trait::async_trait;
@@ -27,6 +28,21 @@ impl ChangedContents {
             false => self.contents.place_directly(changes).await,
         }
     }
+
+    /// The same, also with pieces that stand beside their changes: then later changes can refer to them.
+    pub async fn place_all(&self, changes: &mut [ChangeBatch]) -> Result<()> {
+        for reference in changes.iter_mut().flat_map(|change| &mut change.batch.attachments) {
+            let Some(pieces) = reference.pieces() else { continue };
+            let mut pieces = pieces?;
+            for piece in &mut pieces {
+                if let Some(content) = piece.content.inline_content() {
+                    piece.content = self.contents.put_small(content?).await?;
+                }
+            }
+            *reference = AttachmentRef::of_pieces(&pieces)?;
+        }
+        self.place(changes).await
+    }
 }
 
 #[async_trait]
@@ -40,10 +56,6 @@ impl AttachmentStore for ChangedContents {
             }
         }
         Ok(AttachmentRef::inline(&start))
-    }
-
-    async fn put_piece(&self, content: AttachmentStream) -> Result<AttachmentRef> {
-        self.contents.put(content).await
     }
 
     async fn known(&self, collection: &CollectionId, key: &[u8], name: &str) -> Result<Option<AttachmentRef>> {

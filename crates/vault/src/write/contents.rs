@@ -252,7 +252,8 @@ impl RunContents {
         }
     }
 
-    async fn put_small(&self, content: Bytes) -> Result<AttachmentRef> {
+    /// Takes a content that is here, to be packed with others.
+    pub async fn put_small(&self, content: Bytes) -> Result<AttachmentRef> {
         let digest = *blake3::hash(&content).as_bytes();
         let mut state = self.state.lock().await;
         let place = match Self::known_place(&mut state, &digest) {
