@@ -18,8 +18,8 @@ pub const FRAME: usize = 512 << 10;
 /// Attachments smaller than this (1 MiB) are packed into segments; an object each would cost more
 /// in requests than in bytes.
 pub const ATTACHMENT_PACKED: usize = 1 << 20;
-/// Attachments up to this (128 KiB) stand beside the change that tells of them in the log, if their source cannot
-/// ask later whether the vault has them: an object each would gain nothing. Larger ones are objects of their own.
+/// Attachments up to this (128 KiB) stand beside the change that tells of them in the log, until the log is rolled
+/// up: a live backup would leave too many small objects else. Larger ones are objects of their own at once.
 pub const ATTACHMENT_BESIDE: usize = 128 << 10;
 /// Attachments up to this (4 KiB, all of one document together) are part of an entry of their document, and come
 /// again with each change of it. To name one that is elsewhere takes about 300 bytes in each entry and 100 in
