@@ -88,7 +88,7 @@ impl Vault {
         if let Some(gap) = gap_between(vault, &points, source, after, until).await? {
             // A point is right by itself.
             if let Some(exact) = points.of(source).find(|p| p.manifest.time == at) {
-                return self.resolve(exact, selection, patcher).await;
+                return Box::pin(self.resolve(exact, selection, patcher)).await;
             }
             let before = restorable.map(|c| if c.order < gap.from.order { c } else { gap.from });
             let nearest = Nearest::of(&points, source, at, before, Some(gap.from));

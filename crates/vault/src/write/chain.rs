@@ -93,7 +93,7 @@ impl Run {
         let (appended, listed) = chain.append(&self.vault, &flush).await?;
         self.pieces.learn(&listed).await?;
         if chain.is_due() {
-            self.roll_up_chain(chain).await;
+            Box::pin(self.roll_up_chain(chain)).await;
         }
         Ok(appended)
     }
