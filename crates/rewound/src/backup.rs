@@ -112,8 +112,9 @@ pub async fn backup(
         targets.push((url, Some(vault)));
     }
     for number in 1..=ROUNDS {
-        let mut round = Round::start(job, source, targets, selection, &manner).await?;
-        let done = match round.run().await {
+        // These futures are large, and no part of those of callers.
+        let mut round = Box::pin(Round::start(job, source, targets, selection, &manner)).await?;
+        let done = match Box::pin(round.run()).await {
             Ok(done) => done,
             Err(error) => {
                 let stored = round.lanes.stored();

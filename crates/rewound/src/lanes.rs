@@ -137,13 +137,14 @@ impl Lanes {
         let commits = self.lanes.iter_mut().enumerate().filter_map(|(i, lane)| {
             let details = details(i)?;
             let run = lane.run.take().map(Arc::into_inner)?;
-            Some(async move {
+            // Committing is a large future, and moved about here.
+            Some(Box::pin(async move {
                 let committed = match run {
                     Some(run) => run.commit(details).await,
                     None => Err(Error::bug("a run is committed while something writes with it")),
                 };
                 (i, committed)
-            })
+            }))
         });
         let mut points = Vec::new();
         for (i, committed) in futures::future::join_all(commits).await {

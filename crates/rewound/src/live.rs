@@ -220,10 +220,11 @@ impl Live<'_> {
         let wait = if trouble { self.how.point.min(AGAIN) } else { self.how.point };
         self.manner.until = Some(Instant::now() + wait);
         let targets = self.places.iter().map(|p| (p.url.clone(), p.vault.clone().filter(|_| !p.is_out).map(Ok)));
-        let mut round = Round::start(self.job, source, targets.collect(), selection, &self.manner).await?;
+        // These futures are large, and no part of those of callers.
+        let mut round = Box::pin(Round::start(self.job, source, targets.collect(), selection, &self.manner)).await?;
         self.report.source.clone_from(&round.description.name);
         self.report.losses.clone_from(&round.description.losses);
-        let done = match round.run().await {
+        let done = match Box::pin(round.run()).await {
             Ok(done) => done,
             Err(error) => {
                 let stored = round.lanes.stored();

@@ -159,7 +159,7 @@ impl<'a> Round<'a> {
                     way.gap.clone_from(&plan.gap);
                 }
             }
-            match self.scan(&mut follower, &scanning, plan).await? {
+            match Box::pin(self.scan(&mut follower, &scanning, plan)).await? {
                 Ok(found) => scan = Some(found),
                 Err(gap) => {
                     // What was scanned without the changes meanwhile is no state.
@@ -179,7 +179,7 @@ impl<'a> Round<'a> {
         if scan.is_none() {
             done.read = self.job.progress();
         }
-        self.commit(follower, scan, done).await
+        Box::pin(self.commit(follower, scan, done)).await
     }
 
     /// Finds out how each vault is served.

@@ -73,7 +73,8 @@ impl Bench {
     /// What the vault says the database was at a time; none if it says that it does not know.
     async fn at(&self, order: u64) -> Option<State> {
         let tag = self.tag().await;
-        match self.vault.resolve_at(&tag, time(order), &Selection::default(), patcher()).await {
+        let all = Selection::default();
+        match Box::pin(self.vault.resolve_at(&tag, time(order), &all, patcher())).await {
             Ok(state) => Some(read(&state).await),
             Err(e) => {
                 let known = matches!(e.kind(), ErrorKind::HistoryLost | ErrorKind::Input);
@@ -130,7 +131,7 @@ async fn back_up(source: &dyn Source, vaults: &[&Vault], full: bool) -> model::R
     let to = vaults.iter().enumerate().map(|(i, v)| Destination { url: format!("v{i}"), vault: Ok((*v).clone()) });
     let options = BackupOptions { full, ..BackupOptions::default() };
     let notes = Arc::new(Notes::default());
-    backup(&job(&notes), source, to.collect(), &Selection::default(), &options).await
+    Box::pin(backup(&job(&notes), source, to.collect(), &Selection::default(), &options)).await
 }
 
 fn live_job() -> (Job, Arc<Notes>, Stop) {

@@ -6,7 +6,8 @@ use crate::name::HISTORY;
 use crate::points;
 use crate::vault::Inner;
 use crate::write::{PointDetails, Run};
-use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
 use model::limits::ATTACHMENT_PACKED;
 use model::{CollectionInfo, EngineTime, Error, ErrorKind, Position, Result};
 use std::sync::Arc;
@@ -93,22 +94,23 @@ impl Run {
         let (appended, listed) = chain.append(&self.vault, &flush).await?;
         self.pieces.learn(&listed).await?;
         if chain.is_due() {
-            Box::pin(self.roll_up_chain(chain)).await;
+            self.roll_up_chain(chain).await;
         }
         Ok(appended)
     }
 
     /// Rolls up the flushes since the last rolled object. That it fails harms nothing, as the flushes stay.
-    async fn roll_up_chain(&self, chain: &mut Chain) {
-        let Some(mut roll) = chain.take_roll() else { return };
-        let rolled = async {
+    /// Rare, and no part of the futures of those who call it, which are large enough.
+    fn roll_up_chain<'a>(&'a self, chain: &'a mut Chain) -> BoxFuture<'a, ()> {
+        let rolling = async {
+            let Some(mut roll) = chain.take_roll() else { return Ok(()) };
             self.changed.place_all(&mut roll.changes).await?;
             let listed = chain.roll_up(&self.vault, roll).await?;
             self.pieces.learn(&listed).await
         };
-        if let Err(e) = rolled.await {
-            tracing::warn!("rolling up the change log failed: {e}");
-        }
+        let told =
+            |rolled: Result<()>| rolled.unwrap_or_else(|e| tracing::warn!("rolling up the change log failed: {e}"));
+        rolling.map(told).boxed()
     }
 
     /// Rolls up the flushes so far into one object. Happens by itself now and then, and at the end.
