@@ -9,7 +9,7 @@ use std::fmt;
 /// How a URL is written that logs in with an API key.
 const WITH_KEY: &str = "couchdb+iam+https://HOST/DATABASE";
 /// Where the key comes from: a URL is seen by others.
-const KEY_COMES: &str = "and give the key with --password-file or in REWOUND_PASSWORD";
+const KEY_COMES: &str = "give the key with --password-file or in REWOUND_PASSWORD";
 
 /// A CouchDB server as a URL names it, with the databases that are meant.
 ///
@@ -65,7 +65,7 @@ impl Place {
         let login = match (with_key, password) {
             (true, _) if !name.is_empty() || in_url.is_some() => {
                 return Err(Error::input("the URL of the CouchDB server has a user or a password beside an API key")
-                    .hint(format!("write {WITH_KEY}, {KEY_COMES}")));
+                    .hint(format!("write {WITH_KEY}, and {KEY_COMES}")));
             }
             (true, Some(key)) if !key.is_empty() => {
                 Login::Key(ApiKey { key: key.to_owned(), server: tokens::server(tokens::IBM_CLOUD)? })
