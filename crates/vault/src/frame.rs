@@ -224,15 +224,19 @@ fn write_keys(out: &mut Vec<u8>, bytes: &[u8], ends: &[u32]) -> std::io::Result<
 
 /// A BSON document `{"rewound": "<json>"}` (BSON specification 1.1).
 pub(crate) fn bson_header(json: &[u8]) -> Vec<u8> {
-    let total = 4 + 1 + 8 + 4 + json.len() + 1 + 1;
-    let mut doc = Vec::with_capacity(total);
-    doc.extend_from_slice(&(total as u32).to_le_bytes());
-    doc.push(0x02);
-    doc.extend_from_slice(b"rewound\0");
-    doc.extend_from_slice(&(json.len() as u32 + 1).to_le_bytes());
-    doc.extend_from_slice(json);
-    doc.extend_from_slice(&[0, 0]);
-    doc
+    [&bson_before(json), json, &BSON_AFTER].concat()
+}
+
+/// Bytes of such a document before the JSON: its length, the type of a string, a name, the string's length.
+const BSON_BEFORE: usize = 4 + 1 + 8 + 4;
+/// What ends the string, and the document.
+const BSON_AFTER: [u8; 2] = [0, 0];
+
+fn bson_before(json: &[u8]) -> [u8; BSON_BEFORE] {
+    let mut before = *b"....\x02rewound\0....";
+    before[..4].copy_from_slice(&((BSON_BEFORE + json.len() + BSON_AFTER.len()) as u32).to_le_bytes());
+    before[BSON_BEFORE - 4..].copy_from_slice(&(json.len() as u32 + 1).to_le_bytes());
+    before
 }
 
 #[derive(Deserialize)]
@@ -470,8 +474,8 @@ pub(crate) fn split_header(encoding: Encoding, plain: &[u8]) -> Option<(&[u8], u
     match encoding {
         Encoding::Json | Encoding::Bin => Some((header.split_last()?.1, end)),
         Encoding::Bson => {
-            let json = header.get(17..end.checked_sub(2)?)?;
-            (bson_header(json) == header).then_some((json, end))
+            let json = header.get(BSON_BEFORE..end.checked_sub(BSON_AFTER.len())?)?;
+            (header.starts_with(&bson_before(json)) && header.ends_with(&BSON_AFTER)).then_some((json, end))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The oldest layer of a collection that counts, frame by frame.
 
 use crate::frame::Frame;
+use crate::read::ahead;
 use crate::read::bodies::FramePlace;
 use crate::read::overlay::check_collection;
 use crate::read::segments::Segments;
@@ -10,8 +11,9 @@ use futures::{StreamExt, TryStreamExt};
 use model::{CollectionId, EngineTime, Result};
 use std::sync::Arc;
 
-/// Groups that are decoded side by side.
-const AHEAD: usize = 3;
+/// Groups whose segments are fetched and decrypted meanwhile: about a segment of 16 MiB, so that the next one is
+/// there when the last group of one is decoded.
+const FETCHED: usize = 8;
 /// Frames of one group: with what is ahead, that bounds what is decoded.
 const FRAMES: usize = 4;
 
@@ -70,9 +72,15 @@ impl Base {
     ) -> BoxStream<'static, Result<T>> {
         let (Base { segments, id, groups }, work) = (self, Arc::new(work));
         stream::iter(groups)
-            .map(move |Group { entry, frames, read }| {
-                let (segments, id, work) = (segments.clone(), id.clone(), work.clone());
+            .map(move |group| {
+                let segments = segments.clone();
+                async move { segments.fetch(&group.entry).await.map(|fetched| (group, fetched)) }
+            })
+            .buffered(FETCHED)
+            .map(move |group| {
+                let (id, work) = (id.clone(), work.clone());
                 async move {
+                    let (Group { frames, read, .. }, fetched) = group?;
                     let work = move |frames: &mut dyn Iterator<Item = Result<Frame>>| {
                         let mut ours = frames.map(|frame| {
                             let frame = frame?;
@@ -81,10 +89,10 @@ impl Base {
                         });
                         work(&mut ours, read)
                     };
-                    segments.read_with(&entry, frames, work).await
+                    fetched.read_with(frames, work).await
                 }
             })
-            .buffered(AHEAD)
+            .buffered(ahead())
             .boxed()
     }
 }

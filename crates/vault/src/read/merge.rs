@@ -8,6 +8,7 @@
 //! most.
 
 use crate::frame::Frame;
+use crate::read::ahead;
 use crate::read::apply::Applier;
 use crate::read::base::Base;
 use crate::read::bodies::{Bodies, ChangeFrame, Reader, groups};
@@ -27,8 +28,6 @@ use model::{Batch, EngineTime, Error, Patcher, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Frames, or groups of them, that are decoded side by side.
-const AHEAD: usize = 3;
 /// Bytes of patches that are kept beside the place of a body until that is read.
 const BESIDE: usize = 64 << 10;
 
@@ -131,7 +130,7 @@ impl Merge {
                     Ok::<_, Error>(group.zip(read))
                 }
             })
-            .buffered(AHEAD);
+            .buffered(ahead());
         while let Some(group) = reading.try_next().await? {
             for (at, (frame, of_keys)) in group {
                 let (number, read) = (at as u32, (&frame, &of_keys[..]));
@@ -382,7 +381,7 @@ impl Merge {
     async fn rest(&mut self, mut winners: Winners, applier: &mut Applier, out: &mut Out) -> Result<()> {
         let mut reading = FuturesOrdered::new();
         loop {
-            while reading.len() < AHEAD
+            while reading.len() < ahead()
                 && let Some((number, docs)) = winners.of_one_frame()?
             {
                 let frame = self.bodies.read(number);

@@ -31,3 +31,9 @@ pub use diff::{Change, CollectionChange, Difference};
 pub use find::{Version, Wanted};
 pub(crate) use segments::Segments;
 pub use state::State;
+
+/// Groups of frames that are decoded side by side: work for all processors, and some for those that are done
+/// before what is wanted next; with four frames in a group that bounds what is decoded.
+pub(crate) fn ahead() -> usize {
+    (std::thread::available_parallelism().map_or(2, usize::from) + 3).clamp(5, 12)
+}

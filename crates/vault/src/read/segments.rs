@@ -69,10 +69,39 @@ impl Segments {
         wanted: Vec<u32>,
         work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.fetch(entry).await?.read_with(wanted, work).await
+    }
+
+    /// A segment, fetched and decrypted.
+    pub async fn fetch(&self, entry: &SegmentEntry) -> Result<Fetched> {
         let path = entry.object.clone();
         let encoding = encoding_of(&path)?;
         let frames = self.frames(&path).await?;
-        let buffers = self.buffers.clone();
+        Ok(Fetched { path, encoding, frames, buffers: self.buffers.clone() })
+    }
+
+    /// Where the memory of its frames goes around.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+}
+
+/// A segment that is here, still compressed.
+pub(crate) struct Fetched {
+    path: String,
+    encoding: Encoding,
+    frames: Frames,
+    buffers: Buffers,
+}
+
+impl Fetched {
+    /// What is made of some of its frames, as [`Segments::read_with`] does it.
+    pub async fn read_with<T: Send + 'static>(
+        self,
+        wanted: Vec<u32>,
+        work: impl FnOnce(&mut dyn Iterator<Item = Result<Frame>>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let Fetched { path, encoding, frames, buffers } = self;
         blocking(move || {
             let mut decoded = wanted.into_iter().map(|number| {
                 let (stored, raw) =
@@ -82,11 +111,6 @@ impl Segments {
             work(&mut decoded).context(|| format!("reading {path}"))
         })
         .await
-    }
-
-    /// Where the memory of its frames goes around.
-    pub fn buffers(&self) -> &Buffers {
-        &self.buffers
     }
 }
 

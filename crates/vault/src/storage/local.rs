@@ -15,9 +15,9 @@ use futures::stream::{self, BoxStream};
 use model::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata};
-use std::io::{self, ErrorKind as Io, Read, Write};
+use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -304,11 +304,16 @@ impl Folder {
     }
 
     fn read_range(&self, name: &str, range: Range<u64>) -> io::Result<Bytes> {
-        let file = File::open(self.path(name))?;
+        let mut file = File::open(self.path(name))?;
         let end = range.end.min(file.metadata()?.len());
-        let mut bytes = vec![0; end.saturating_sub(range.start) as usize];
-        file.read_exact_at(&mut bytes, range.start)?;
-        Ok(bytes.into())
+        let length = end.saturating_sub(range.start);
+        let mut bytes = self.buffers.take(length as usize);
+        bytes.reserve_exact(length as usize);
+        file.seek(SeekFrom::Start(range.start))?;
+        match file.take(length).read_to_end(&mut bytes)? as u64 {
+            read if read == length => Ok(self.buffers.lend(bytes)),
+            _ => Err(Io::UnexpectedEof.into()),
+        }
     }
 
     /// Hands over what the folder holds, in batches, until `take` wants no more. Only regular
