@@ -1,5 +1,8 @@
 //! Encryption of objects with age, and signatures with ed25519.
 
+mod file_keys;
+
+use self::file_keys::FileKeys;
 use crate::buffers::Buffers;
 use crate::hash::unhex32;
 use bytes::Bytes;
@@ -92,6 +95,8 @@ pub(crate) struct Cipher {
     /// Recipients and the writer's recipient; none in a plain vault.
     encrypt_to: Option<(Vec<age::x25519::Recipient>, age::x25519::Recipient)>,
     identities: Vec<Identity>,
+    /// Of objects that parts were read of.
+    keys: FileKeys,
 }
 
 impl std::fmt::Debug for Cipher {
@@ -102,12 +107,12 @@ impl std::fmt::Debug for Cipher {
 
 impl Cipher {
     pub(crate) fn plain() -> Self {
-        Cipher { encrypt_to: None, identities: Vec::new() }
+        Cipher { encrypt_to: None, identities: Vec::new(), keys: FileKeys::default() }
     }
 
     pub(crate) fn age(recipients: &[String], writer: &str, identities: Vec<Identity>) -> Result<Self> {
         let recipients = recipients.iter().map(|r| recipient(r)).collect::<Result<Vec<_>>>()?;
-        Ok(Cipher { encrypt_to: Some((recipients, recipient(writer)?)), identities })
+        Ok(Cipher { encrypt_to: Some((recipients, recipient(writer)?)), identities, keys: FileKeys::default() })
     }
 
     pub(crate) fn is_plain(&self) -> bool {
@@ -188,7 +193,8 @@ impl Cipher {
         let body_at = head.len() as u64 + first_chunk(plain.start) * STORED_CHUNK;
         let sparse = Sparse { head, body: fetched, body_at, at: 0 };
         let reader = age::Decryptor::new(sparse).map_err(|e| damaged(&e))?;
-        let mut reader = reader.decrypt(self.ages()).map_err(|e| no_key(&e))?;
+        let identity = self.keys.of(head, &self.identities);
+        let mut reader = reader.decrypt(std::iter::once(&identity as &dyn age::Identity)).map_err(|e| no_key(&e))?;
         // Seeking to the edge of a chunk would read the file's last one, which is not here: go
         // through the chunk before it.
         let edge = plain.start > 0 && plain.start % CHUNK == 0;
@@ -199,10 +205,6 @@ impl Cipher {
         out.reserve_exact(length);
         reader.take(length as u64).read_to_end(&mut out).map_err(|e| damaged(&e))?;
         if out.len() == length { Ok(out) } else { Err(truncated()) }
-    }
-
-    fn ages(&self) -> impl Iterator<Item = &dyn age::Identity> {
-        self.identities.iter().map(|i| &*i.0 as &dyn age::Identity)
     }
 }
 

@@ -194,9 +194,7 @@ impl OpenFrame {
             serde_json::to_writer(&mut out, &list)?;
         }
         if !self.times.is_empty() {
-            let list: Vec<_> = self.times.iter().map(|t| (t.order, t.millis)).collect();
-            out.extend_from_slice(b",\"times\":");
-            serde_json::to_writer(&mut out, &list)?;
+            write_times(&mut out, &self.times)?;
         }
         out.extend_from_slice(b"}}");
         Ok(out)
@@ -216,6 +214,20 @@ fn write_keys(out: &mut Vec<u8>, bytes: &[u8], ends: &[u32]) -> std::io::Result<
         match std::str::from_utf8(key) {
             Ok(key) if text => serde_json::to_writer(&mut *out, key)?,
             _ => serde_json::to_writer(&mut *out, &BASE64.encode(key))?,
+        }
+    }
+    out.push(b']');
+    Ok(())
+}
+
+/// Times that are alike stand there once, with their number: of most engines those of a whole flush are.
+fn write_times(out: &mut Vec<u8>, times: &[EngineTime]) -> std::io::Result<()> {
+    out.extend_from_slice(b",\"times\":[");
+    for (i, alike) in times.chunk_by(|one, next| one == next).enumerate() {
+        let (comma, EngineTime { order, millis }) = (if i > 0 { "," } else { "" }, alike[0]);
+        match alike.len() {
+            1 => write!(out, "{comma}[{order},{millis}]")?,
+            count => write!(out, "{comma}[{order},{millis},{count}]")?,
         }
     }
     out.push(b']');
@@ -262,7 +274,30 @@ struct Header {
     #[serde(default)]
     attachments: Vec<(String, u64, String)>,
     #[serde(default)]
-    times: Vec<(u64, i64)>,
+    times: Vec<Alike>,
+}
+
+/// A time, and how many changes after each other have it: `[order, millis, count]`, without the count if it is one.
+struct Alike(EngineTime, u32);
+
+impl<'de> Deserialize<'de> for Alike {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Numbers;
+
+        impl<'de> Visitor<'de> for Numbers {
+            type Value = Alike;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time and a number")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Alike, A::Error> {
+                let short = || serde::de::Error::invalid_length(1, &"two numbers");
+                let order = seq.next_element()?.ok_or_else(short)?;
+                let millis = seq.next_element()?.ok_or_else(short)?;
+                Ok(Alike(EngineTime { order, millis }, seq.next_element()?.unwrap_or(1)))
+            }
+        }
+        deserializer.deserialize_seq(Numbers)
+    }
 }
 
 enum Lengths {
@@ -447,10 +482,13 @@ fn assemble(encoding: Encoding, header: Header, body: Option<Bytes>, raw: usize)
             Some(AttachmentRef { digest: crate::hash::unhex32(&digest)?, length, place: Arc::from(place) })
         })
         .collect::<Option<Vec<_>>>()?;
-    let times: Vec<_> = header.times.into_iter().map(|(order, millis)| EngineTime { order, millis }).collect();
-    if !times.is_empty() && times.len() != docs.len() {
+    // Counted before they are written out: a count may be any number.
+    let count = header.times.iter().map(|Alike(_, count)| u64::from(*count)).sum::<u64>();
+    if !header.times.is_empty() && count != docs.len() as u64 {
         return None;
     }
+    let mut times = Vec::with_capacity(count as usize);
+    header.times.into_iter().for_each(|Alike(time, count)| times.resize(times.len() + count as usize, time));
     let batch = Batch { collection: header.collection, kind: header.kind, encoding, body, keys, docs, attachments };
     batch.check().ok()?;
     Some(Frame { batch, times })

@@ -62,6 +62,30 @@ fn a_header_tells_of_documents_without_their_bodies() {
 }
 
 #[test]
+fn times_that_are_alike_stand_there_once() {
+    let mut builder = BatchBuilder::new(CollectionId::new("c"), Kind::Tombstone, Encoding::Json);
+    (0..6u8).for_each(|i| builder.push(&[b'a' + i], b""));
+    let (batch, orders) = (builder.take(), [7, 7, 7, 8, 7, 7]);
+    let mut open = OpenFrame::like(&batch);
+    (0..6).for_each(|i| open.push(&batch, i, 0, Some(EngineTime { order: orders[i], millis: -1 })));
+    let closed = open.close().unwrap();
+    let header = String::from_utf8(closed.header.clone()).unwrap();
+    assert!(header.contains(r#""times":[[7,-1,3],[8,-1],[7,-1,2]]"#), "{header}");
+    let read = |header: &str| parse(Encoding::Json, [header.as_bytes(), &closed.body].concat().into());
+    assert!(read(&header).unwrap().times.iter().map(|t| t.order).eq(orders));
+    // As earlier versions wrote them.
+    let each = "[7,-1],[7,-1],[7,-1],[8,-1],[7,-1],[7,-1]";
+    let other = header.replace("[7,-1,3],[8,-1],[7,-1,2]", each);
+    assert!(read(&other).unwrap().times.iter().map(|t| t.order).eq(orders));
+    for wrong in
+        ["[7,-1,3],[8,-1],[7,-1]", "[7,-1,4294967295],[8,-1,4294967295]", "[7,-1,6,1]", "[7]", "7", "[7,-1,-1]"]
+    {
+        let other = header.replace("[7,-1,3],[8,-1],[7,-1,2]", wrong);
+        assert!(read(&other).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn keys_inside_bodies_stay_there() {
     let body = Bytes::from_static(b"{\"_id\":\"a\"}{\"_id\":\"b\"}");
     let doc = |start: u32| Doc { start, end: start + 11, key_start: start + 8, key_len: 1 };

@@ -23,6 +23,8 @@ pub(crate) struct LogFrame {
     pub space: String,
     /// Whether it holds patches.
     pub is_patch: bool,
+    /// Whether it holds neither patches nor deletions.
+    pub is_put: bool,
     /// Of its changes count those after this time …
     pub after: EngineTime,
     /// … up to and including this one.
@@ -47,9 +49,14 @@ impl LogFrame {
         self.object.frames(objects, buffers, self.number as usize - 1, bodies, work).await
     }
 
+    /// Whether another frame is in the same object.
+    pub fn is_in_object_of(&self, other: &LogFrame) -> bool {
+        Arc::ptr_eq(&self.object, &other.object)
+    }
+
     /// Whether another frame stands right after this one in the same object.
     pub fn goes_on_in(&self, other: &LogFrame) -> bool {
-        Arc::ptr_eq(&self.object, &other.object) && self.number + 1 == other.number
+        self.is_in_object_of(other) && self.number + 1 == other.number
     }
 }
 
@@ -80,12 +87,14 @@ pub(crate) async fn index(objects: &Objects, cover: &Cover) -> Result<LogIndex> 
     for Piece { object, after, until } in &cover.pieces {
         for (i, info) in object.header.frames.iter().enumerate() {
             let (collection, space) = (info.collection.clone(), info.kind.space().to_owned());
-            let (object, entry, is_patch) = (object.clone(), object.entry.clone(), info.kind == Kind::Patch);
-            let number = i as u32 + 1;
-            let frame = LogFrame { object, entry, number, collection, space, is_patch, after: *after, until: *until };
+            let (object, entry, number) = (object.clone(), object.entry.clone(), i as u32 + 1);
+            let is_patch = info.kind == Kind::Patch;
+            let is_put = !is_patch && !info.kind.is_tombstone();
+            let (after, until) = (*after, *until);
+            let frame = LogFrame { object, entry, number, collection, space, is_patch, is_put, after, until };
             if frame.space == CATALOG_SPACE {
                 let read = frame.read(objects).await?;
-                let of = catalog_changes(&read, *after, *until).context(|| format!("reading {}", frame.entry.object));
+                let of = catalog_changes(&read, after, until).context(|| format!("reading {}", frame.entry.object));
                 index.catalog.extend(of?);
             } else {
                 index.frames.push(frame);

@@ -51,6 +51,12 @@ impl Base {
         Base { segments, id, groups }
     }
 
+    /// The latest time that any of them was read at.
+    pub fn latest(&self) -> EngineTime {
+        let none = EngineTime { order: 0, millis: 0 };
+        self.groups.iter().map(|group| group.read).max_by_key(|read| read.order).unwrap_or(none)
+    }
+
     /// Where the memory of its frames goes around.
     pub fn segments(&self) -> &Arc<Segments> {
         &self.segments

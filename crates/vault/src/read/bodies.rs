@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// Bytes of frames of the log that are read at once.
 const GROUP: usize = 4 * FRAME;
+/// Bytes of frames that wait, decoded, for the rest of their object: more than most objects hold.
+const WAITING: usize = 24 << 20;
 /// Decoded frames that are kept of those that an ordered collection goes back to.
 const RECENT: usize = 8;
 
@@ -59,6 +61,16 @@ impl ChangeFrame {
     pub fn count(&self) -> usize {
         let (entry, number) = self.entry();
         entry.documents_in(number) as usize
+    }
+
+    /// Whether it puts documents, or what else there is, and neither deletes nor patches them.
+    pub fn is_put(&self) -> bool {
+        matches!(self, ChangeFrame::Log(frame) if frame.is_put)
+    }
+
+    /// Whether another one is of the same object of the log.
+    pub fn is_followed(&self, by: Option<&ChangeFrame>) -> bool {
+        matches!((self, by), (ChangeFrame::Log(one), Some(ChangeFrame::Log(other))) if one.is_in_object_of(other))
     }
 
     /// Whether another one stands right after it in the same object of the log.
@@ -137,21 +149,48 @@ pub(crate) fn groups(frames: &[ChangeFrame], part: Range<usize>) -> Vec<Range<us
     groups
 }
 
+/// Cuts frames of the log into those of each object, the last object first.
+pub(crate) fn objects(frames: &[ChangeFrame]) -> Vec<Range<usize>> {
+    let mut objects: Vec<Range<usize>> = Vec::new();
+    for number in 0..frames.len() {
+        match objects.last_mut() {
+            Some(last) if frames[number - 1].is_followed(frames.get(number)) => last.end = number + 1,
+            _ => objects.push(number..number + 1),
+        }
+    }
+    objects.reverse();
+    objects
+}
+
 /// Bodies of puts, in the frames that hold them.
 #[derive(Debug)]
 pub(crate) struct Bodies {
-    reader: Reader,
+    pub reader: Reader,
     frames: Arc<Vec<ChangeFrame>>,
     /// Frames that stay decoded, as many as there is room for.
     kept: HashMap<u32, Arc<Frame>>,
-    room: usize,
+    /// Bytes of frames that may stay decoded.
+    pub room: usize,
     recent: VecDeque<(u32, Arc<Frame>)>,
 }
 
 impl Bodies {
-    /// Bodies in these frames, of which so many bytes may stay decoded.
-    pub fn new(reader: Reader, frames: Arc<Vec<ChangeFrame>>, room: usize) -> Self {
-        Bodies { reader, frames, kept: HashMap::new(), room, recent: VecDeque::new() }
+    /// Bodies in these frames, none of which may stay decoded.
+    pub fn new(reader: Reader, frames: Arc<Vec<ChangeFrame>>) -> Self {
+        Bodies { reader, frames, kept: HashMap::new(), room: 0, recent: VecDeque::new() }
+    }
+
+    /// Which frames are to be decoded whole if those of each object wait for the rest of it: what is put by
+    /// objects that are too large for that is decoded when its bodies are wanted.
+    pub fn that_wait(frames: &[ChangeFrame], objects: &[Range<usize>]) -> Vec<bool> {
+        let mut wait: Vec<bool> = frames.iter().map(ChangeFrame::is_patch).collect();
+        for object in objects {
+            let puts = || object.clone().filter(|number| frames[*number].is_put());
+            if puts().map(|number| frames[number].raw()).sum::<usize>() <= WAITING {
+                puts().for_each(|number| wait[number] = true);
+            }
+        }
+        wait
     }
 
     /// Which of some frames there is about room for, if they come in this order.

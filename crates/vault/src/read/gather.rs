@@ -58,8 +58,9 @@ impl Changes {
     }
 
     /// Adds a frame of the change log, and the hashes of its keys: of its changes those after one time
-    /// and up to another. Frames come in order, and those of layers after all of them: copies stand after
-    /// log entries of the same time.
+    /// and up to another. Frames with changes of the same time come in order, and those of layers after all of
+    /// the log: copies stand after log entries of the same time. Those of an ordered collection, of which a file
+    /// is made, all come in order.
     pub fn add_log_frame(
         &mut self,
         number: u32,
@@ -120,6 +121,37 @@ impl Changes {
                     sorter.push([hash, time], &self.record)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Gives those documents of a frame that are as it puts them, or patched since, and that come later than
+    /// `since`, the time that the oldest layer was read up to: they need not be gathered any more. With patches,
+    /// if there are any. All changes must have been added that are later, or as late; earlier ones may come still.
+    /// None are given while changes go to a file.
+    pub fn settled(
+        &mut self,
+        number: u32,
+        (frame, hashes): (&Frame, &[u64]),
+        since: u64,
+        mut give: impl FnMut(usize, Option<&mut dyn Iterator<Item = &[u8]>>) -> Result<()>,
+    ) -> Result<()> {
+        let (Gathered::Table(table), look) = (&mut self.gathered, &mut self.look) else { return Ok(()) };
+        let batch = &frame.batch;
+        for (i, hash) in hashes.iter().copied().enumerate() {
+            if i % NEAR == 0 {
+                look.put_away();
+                let near = &hashes[i..hashes.len().min(i + NEAR)];
+                table.near_slots(near);
+                table.near_changes(look, near.iter().copied(), false);
+            }
+            let spot = Spot { frame: number, doc: i as u32 };
+            let Some((key, patches)) = table.newest_is(look, (hash, batch.key_of(i)), spot, since)? else { continue };
+            match patches.count {
+                0 => give(i, None)?,
+                _ => give(i, Some(&mut table.at_hand(look, patches)))?,
+            }
+            table.goes_out(look, key);
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Hashes of keys that are compared in one process only.
 
+use foldhash::quality::RandomState;
 use model::Batch;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
 /// Hashes the keys of one kind space of a collection, with a secret of its own: whoever writes documents
 /// cannot make many hashes alike. Costs a third of what the hashes of a vault cost.

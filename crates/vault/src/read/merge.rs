@@ -1,6 +1,7 @@
 //! Streams the oldest layer that counts against the changes since, in bounded memory.
 //!
-//! Changes are read first, all but the bodies of puts. Then documents of the oldest layer pass by in
+//! Changes are read first. If memory holds them, the log is read from its end: what is put, and is neither put again
+//! nor deleted by what was read before, goes out at once. Of other puts all is read but the bodies. Then documents of the oldest layer pass by in
 //! their own order: what has not changed goes on as it is, and patches are applied on the way. If memory
 //! does not hold the changes, documents that have some wait for them, and come part by part (`parts.rs`);
 //! those of an ordered collection cannot wait, and each is looked up in a file (`blocks.rs`). Last come
@@ -11,7 +12,7 @@ use crate::frame::Frame;
 use crate::read::ahead;
 use crate::read::apply::Applier;
 use crate::read::base::Base;
-use crate::read::bodies::{Bodies, ChangeFrame, Reader, groups};
+use crate::read::bodies::{Bodies, ChangeFrame, Reader, groups, objects};
 use crate::read::change::Spot;
 use crate::read::gather::{Changes, Finished};
 use crate::read::hashes::Hashes;
@@ -71,6 +72,9 @@ impl Drop for Share {
 #[derive(Debug)]
 pub(crate) struct Merge {
     hashes: Hashes,
+    frames: Arc<Vec<ChangeFrame>>,
+    /// What is not later does not count.
+    dropped: u64,
     bodies: Bodies,
     /// All changes, or those of the part that is looked at.
     overlay: Overlay,
@@ -91,71 +95,27 @@ enum Patched<'a> {
 }
 
 impl Merge {
-    /// Reads changes: those of layers, oldest first, then those of the log. What is not later than
-    /// `dropped` does not count.
-    pub async fn read(
+    /// Of these changes: those of layers, oldest first, then those of the log. What is not later than `dropped`
+    /// does not count.
+    pub fn new(
         reader: Reader,
         frames: Vec<ChangeFrame>,
         dropped: Option<EngineTime>,
         share: Share,
         (base_layer, ordered): (usize, bool),
-    ) -> Result<Merge> {
-        let dropped = dropped.map_or(0, |d| d.order);
-        let expected = Expected {
-            changes: frames.iter().map(|f| f.count() as u64).sum(),
-            bytes: frames.iter().map(ChangeFrame::gathered).sum(),
-        };
-        let most = share.bytes / 16 * 14;
-        let (memory, room) = match expected.bytes <= most {
-            true => (most, (most - expected.bytes).min(share.bytes / 4)),
-            // Most of them will be in the file anyway: what is decoded ahead and sorted has its room, too.
-            false => (share.bytes / 4 * if ordered { 2 } else { 3 }, share.bytes / 16),
-        };
-        let hashes = Hashes::default();
-        let mut changes = Changes::new(hashes.clone(), expected, memory, share.memory.open, ordered)?;
-        let layers = frames.iter().take_while(|f| matches!(f, ChangeFrame::Layer(_))).count();
-        // At the same time a copy comes after what the log says.
-        let order = [layers..frames.len(), 0..layers];
-        // What would not stay here is decoded when its bodies are wanted.
-        let whole = Bodies::that_fit(&frames, order.iter().cloned().flatten(), room);
+    ) -> Merge {
         let frames = Arc::new(frames);
-        let mut bodies = Bodies::new(reader.clone(), frames.clone(), room);
-        let groups: Vec<_> = order.into_iter().flat_map(|part| groups(&frames, part)).collect();
-        let mut reading = stream::iter(groups)
-            .map(|group| {
-                let (reader, hashes) = (&reader, hashes.clone());
-                let (of_group, whole) = (&frames[group.clone()], whole[group.clone()].to_vec());
-                async move {
-                    let read = reader.read_with(of_group, whole, move |frames| hashed(frames, &hashes)).await?;
-                    Ok::<_, Error>(group.zip(read))
-                }
-            })
-            .buffered(ahead());
-        while let Some(group) = reading.try_next().await? {
-            for (at, (frame, of_keys)) in group {
-                let (number, read) = (at as u32, (&frame, &of_keys[..]));
-                match &frames[at] {
-                    ChangeFrame::Layer(place) => changes.add_layer_frame(number, read, place.read)?,
-                    ChangeFrame::Log(log) => {
-                        changes.add_log_frame(number, read, (log.after.order.max(dropped), log.until.order))?;
-                    }
-                }
-                if whole[at] {
-                    bodies.keep(number, frame);
-                }
-            }
+        Merge {
+            hashes: Hashes::default(),
+            bodies: Bodies::new(reader, frames.clone()),
+            frames,
+            dropped: dropped.map_or(0, |d| d.order),
+            overlay: Overlay::none(),
+            parts: None,
+            share,
+            ordered,
+            base_layer,
         }
-        drop(reading);
-        let (overlay, parts) = match changes.finish()? {
-            Finished::Whole(overlay) => (overlay, None),
-            Finished::Parts(parts) => (Overlay::none(), Some(parts)),
-        };
-        Ok(Merge { hashes, bodies, overlay, parts, share, ordered, base_layer })
-    }
-
-    /// Whether nothing has changed.
-    pub fn is_empty(&self) -> bool {
-        self.parts.as_ref().is_none_or(|p| p.count() == 0) && self.overlay.is_empty()
     }
 
     /// The documents that there are.
@@ -174,6 +134,10 @@ impl Merge {
 
     async fn feed(&mut self, base: Base, patcher: Option<Arc<dyn Patcher>>, out: &mut Out) -> Result<()> {
         let mut applier = Applier::new(patcher.clone());
+        self.gather(base.latest(), &mut applier, out).await?;
+        if self.parts.is_none() && self.overlay.is_empty() {
+            return self.unchanged(base, out).await;
+        }
         let winners = match self.parts.take() {
             Some(parts) => self.by_parts(parts, base, &mut applier, out).await?,
             None => {
@@ -192,6 +156,88 @@ impl Merge {
             false => self.rest(winners, &mut applier, out).await?,
         }
         out.flush().await
+    }
+
+    /// Reads the changes. If the log alone tells of them and memory is expected to hold them, it is read from its
+    /// end, object by object: then each document that was put after the oldest layer was read, at `latest`, goes
+    /// out at once, as nothing can change it any more.
+    async fn gather(&mut self, latest: EngineTime, applier: &mut Applier, out: &mut Out) -> Result<()> {
+        let frames = self.frames.clone();
+        let expected = Expected {
+            changes: frames.iter().map(|f| f.count() as u64).sum(),
+            bytes: frames.iter().map(ChangeFrame::gathered).sum(),
+        };
+        let most = self.share.bytes / 16 * 14;
+        let layers = frames.iter().take_while(|f| matches!(f, ChangeFrame::Layer(_))).count();
+        let from_end = !self.ordered && layers == 0 && expected.bytes <= most;
+        let (memory, room) = match expected.bytes <= most {
+            true if from_end => (most, 0),
+            true => (most, (most - expected.bytes).min(self.share.bytes / 4)),
+            // Most of them will be in the file anyway: what is decoded ahead and sorted has its room, too.
+            false => (self.share.bytes / 4 * if self.ordered { 2 } else { 3 }, self.share.bytes / 16),
+        };
+        let mut changes = Changes::new(self.hashes.clone(), expected, memory, self.share.memory.open, self.ordered)?;
+        let order = match from_end {
+            true => objects(&frames),
+            // At the same time a copy comes after what the log says.
+            false => vec![layers..frames.len(), 0..layers],
+        };
+        let whole = match from_end {
+            true => Bodies::that_wait(&frames, &order),
+            // What would not stay here is decoded when its bodies are wanted.
+            false => Bodies::that_fit(&frames, order.iter().cloned().flatten(), room),
+        };
+        self.bodies.room = room;
+        let groups: Vec<_> = order.into_iter().flat_map(|part| groups(&frames, part)).collect();
+        let (reader, hashes) = (self.bodies.reader.clone(), self.hashes.clone());
+        let mut reading = stream::iter(groups)
+            .map(|group| {
+                let (reader, hashes) = (&reader, hashes.clone());
+                let (of_group, whole) = (&frames[group.clone()], whole[group.clone()].to_vec());
+                async move {
+                    let read = reader.read_with(of_group, whole, move |frames| hashed(frames, &hashes)).await?;
+                    Ok::<_, Error>(group.zip(read))
+                }
+            })
+            .buffered(ahead());
+        let mut waiting: Vec<(u32, Frame, Vec<u64>)> = Vec::new();
+        while let Some(group) = reading.try_next().await? {
+            for (at, (frame, of_keys)) in group {
+                let (number, read) = (at as u32, (&frame, &of_keys[..]));
+                match &frames[at] {
+                    ChangeFrame::Layer(place) => changes.add_layer_frame(number, read, place.read)?,
+                    ChangeFrame::Log(log) => {
+                        changes.add_log_frame(number, read, (log.after.order.max(self.dropped), log.until.order))?;
+                    }
+                }
+                match from_end {
+                    true if whole[at] && frames[at].is_put() => waiting.push((number, frame, of_keys)),
+                    false if whole[at] => self.bodies.keep(number, frame),
+                    _ => {}
+                }
+                if from_end && !frames[at].is_followed(frames.get(at + 1)) {
+                    for (number, frame, of_keys) in waiting.drain(..) {
+                        settle(&mut changes, number, (frame, &of_keys), latest.order, applier, &mut out.making)?;
+                        out.send_ready().await?;
+                    }
+                }
+            }
+        }
+        drop(reading);
+        match changes.finish()? {
+            Finished::Whole(overlay) => self.overlay = overlay,
+            Finished::Parts(parts) => self.parts = Some(parts),
+        }
+        Ok(())
+    }
+
+    /// The documents of the oldest layer, none of which has changed.
+    async fn unchanged(&self, base: Base, out: &mut Out) -> Result<()> {
+        let mut base = base.frames();
+        while let Some((frame, _)) = base.try_next().await? {
+            out.send(renumber(frame.batch, self.base_layer)).await?;
+        }
+        Ok(())
     }
 
     /// Lets documents pass by changes that are in memory there where they are decoded.
@@ -402,6 +448,30 @@ impl Merge {
             out.send(renumber(plain, self.bodies.layer(number))).await?;
         }
     }
+}
+
+/// Adds the documents of a frame that nothing can change any more ([`Changes::settled`]).
+fn settle(
+    changes: &mut Changes,
+    number: u32,
+    (frame, hashes): (Frame, &[u64]),
+    latest: u64,
+    applier: &mut Applier,
+    into: &mut Making,
+) -> Result<()> {
+    let batch = &frame.batch;
+    let mut plain = retain(batch, |_| false);
+    changes.settled(number, (&frame, hashes), latest, |i, patches| {
+        let Some(patches) = patches else {
+            plain.docs.extend(batch.docs.get(i));
+            plain.attachments.extend(batch.attachments.get(i).cloned());
+            return Ok(());
+        };
+        let body = batch.body_of(i);
+        into.like(batch, body.len()).push(batch.key_of(i), |made| applier.apply(patches, body, made))
+    })?;
+    into.add(renumber(plain, 0));
+    Ok(())
 }
 
 /// Decodes frames, and hashes their keys while they are near.

@@ -34,7 +34,6 @@ pub(crate) struct Parts {
     parts: Vec<Part>,
     changed: Bloom,
     likes: Vec<Like>,
-    count: u64,
     /// What was read back last.
     read: Vec<u8>,
 }
@@ -108,14 +107,8 @@ impl Parts {
             parts,
             changed: Bloom::new(expected.changes, memory / 2),
             likes: Vec::new(),
-            count: 0,
             read: Vec::new(),
         })
-    }
-
-    /// How many changes there are.
-    pub fn count(&self) -> u64 {
-        self.count
     }
 
     /// Brings near to the processor what tells of some hashes.
@@ -126,7 +119,6 @@ impl Parts {
     /// Takes a change.
     pub fn push(&mut self, hash: u64, change: &Change<'_>) -> Result<()> {
         self.changed.insert(hash);
-        self.count += 1;
         let part = part_of(hash, &self.parts);
         let side = &mut self.parts[part].changes;
         side.held.extend_from_slice(&hash.to_le_bytes());
@@ -363,7 +355,6 @@ mod tests {
                 let change = Change { key: &[key, 1], time: 5, is_copy: false, op, spot, patch: b"" };
                 parts.push(hash(&[key]), &change).unwrap();
             }
-            prop_assert_eq!(parts.count(), 30);
             parts.settle().unwrap();
             // Of those of one part the first ones come first.
             let mut expected: BTreeMap<u64, Vec<Known>> = BTreeMap::new();

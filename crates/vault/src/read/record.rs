@@ -99,21 +99,26 @@ pub(crate) fn write(before: u32, change: &Change<'_>, all_spots: bool, records: 
     let length = length.ok_or_else(|| Error::bug("a key is too long"))?;
     let has_spot = all_spots || change.op == Op::Put;
     let flags = change.op as u32 | if change.is_copy { COPY } else { 0 } | if has_spot { SPOT } else { 0 };
-    let mut head = [0; HEAD];
+    let mut head = [0; HEAD + 8];
     head[..4].copy_from_slice(&before.to_le_bytes());
     head[4..8].copy_from_slice(&(length << FLAGS | flags).to_le_bytes());
-    head[8..].copy_from_slice(&change.time.to_le_bytes());
-    records.extend_from_slice(&head);
-    if has_spot {
-        records.extend_from_slice(&change.spot.frame.to_le_bytes());
-        records.extend_from_slice(&change.spot.doc.to_le_bytes());
-    }
+    head[8..HEAD].copy_from_slice(&change.time.to_le_bytes());
+    head[HEAD..HEAD + 4].copy_from_slice(&change.spot.frame.to_le_bytes());
+    head[HEAD + 4..].copy_from_slice(&change.spot.doc.to_le_bytes());
+    records.extend_from_slice(if has_spot { &head } else { &head[..HEAD] });
     records.extend_from_slice(change.key);
     if change.op == Op::Patch {
         records.extend_from_slice(&(change.patch.len() as u32).to_le_bytes());
         records.extend_from_slice(change.patch);
     }
     Ok(())
+}
+
+/// Makes a put a deletion.
+pub(crate) fn delete(records: &mut [u8], at: u32) {
+    if let Some(flags) = records.get_mut(at as usize + 4) {
+        *flags = *flags & !(OP as u8) | Op::Delete as u8;
+    }
 }
 
 /// Notes of a change that it need not be looked at any more.

@@ -229,10 +229,7 @@ impl State {
         let needed = frames.iter().map(|f| 8 * f.raw()).sum::<usize>() + (1 << 20);
         let reader = Reader { objects: self.objects.clone(), segments: self.segments.clone(), id };
         let share = self.memory.share(needed);
-        let merge = Merge::read(reader, frames, dropped, share, (from, ordered)).await?;
-        if merge.is_empty() {
-            return Ok(unchanged(base));
-        }
+        let merge = Merge::new(reader, frames, dropped, share, (from, ordered));
         Ok(merge.run(base, self.changes.as_ref().and_then(|c| c.patcher.clone())))
     }
 

@@ -171,8 +171,53 @@ impl Driven<'_> {
     }
 }
 
-/// With `large`, it is known that memory will not hold the changes.
-fn overlaid(
+/// What goes out of a frame at once, as later changes have come already.
+fn settled(changes: &mut Changes, number: usize, plain: &Plain, keys: &Hashes, since: u64) -> Vec<(u8, Vec<u8>)> {
+    let (_, kind, all) = plain;
+    if *kind != Kind::Document {
+        return Vec::new();
+    }
+    let (frame, mut hashes, mut out) = (frame(kind.clone(), all), Vec::new(), Vec::new());
+    keys.of_batch(&frame.batch, &mut hashes);
+    let give = |i: usize, patches: Option<&mut dyn Iterator<Item = &[u8]>>| {
+        let mut body = frame.batch.body_of(i).to_vec();
+        if let Some(patches) = patches {
+            body.clear();
+            applier().apply(patches, frame.batch.body_of(i), &mut body)?;
+        }
+        out.push((frame.batch.key_of(i)[0], body));
+        Ok(())
+    };
+    changes.settled(number as u32, (&frame, &hashes), since, give).unwrap();
+    out
+}
+
+/// The log from its end, in pieces that end at these times, then the documents of the oldest layer: nobody looks
+/// at what was put twice.
+fn from_end(frames: &[Plain], base: &[(u8, u64)], until: u64, ends: &[u64], memory: usize) -> Outcome {
+    let keys = Hashes::default();
+    let expected = Expected { changes: 40, bytes: 0 };
+    let mut changes = Changes::new(keys.clone(), expected, memory, tempfile::tempfile, false).unwrap();
+    let since = base.iter().map(|(_, read)| *read).max().unwrap_or(0);
+    let mut driven = Driven { frames, ordered: false, here: Vec::new(), rest: Vec::new() };
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    let pieces: Vec<(u64, u64)> = starts.zip(ends.iter().copied().chain([u64::MAX])).collect();
+    for (after, end) in pieces.into_iter().rev() {
+        for (number, (_, kind, all)) in frames.iter().enumerate() {
+            let (frame, mut hashes) = (frame(kind.clone(), all), Vec::new());
+            keys.of_batch(&frame.batch, &mut hashes);
+            changes.add_log_frame(number as u32, (&frame, &hashes), (after, end.min(until))).unwrap();
+        }
+        for (number, plain) in frames.iter().enumerate() {
+            driven.here.extend(settled(&mut changes, number, plain, &keys, since));
+        }
+    }
+    overlaid(changes.finish().unwrap(), driven, base, &keys, false)
+}
+
+/// Changes in any order, then the documents of the oldest layer. With `large`, it is known that memory will not hold
+/// the changes.
+fn in_order(
     frames: &[Plain],
     base: &[(u8, u64)],
     ordered: bool,
@@ -193,9 +238,15 @@ fn overlaid(
             }
         }
     }
-    let mut driven = Driven { frames, ordered, here: Vec::new(), rest: Vec::new() };
+    let driven = Driven { frames, ordered, here: Vec::new(), rest: Vec::new() };
+    overlaid(changes.finish().unwrap(), driven, base, &keys, large)
+}
+
+/// What becomes of the documents of the oldest layer, beside those that have gone out.
+fn overlaid(changes: Finished, mut driven: Driven<'_>, base: &[(u8, u64)], keys: &Hashes, large: bool) -> Outcome {
+    let ordered = driven.ordered;
     let hash = |key: u8| keys.of(&[key]);
-    match changes.finish().unwrap() {
+    match changes {
         Finished::Whole(mut overlay) => {
             assert!(!large || ordered);
             // Documents without an order are looked up side by side.
@@ -260,7 +311,7 @@ proptest! {
         let base: Vec<(u8, u64)> = base.into_iter().collect();
         let expected = expected(&frames, &base, ordered, until);
         for memory in [(0, false), (600, false), (2500, false), (0, true), (1 << 20, true), (1 << 20, false)] {
-            let got = overlaid(&frames, &base, ordered, until, memory);
+            let got = in_order(&frames, &base, ordered, until, memory);
             match &expected {
                 // Which of several is named is not told by the keys' order.
                 Err(_) => prop_assert!(got.is_err()),
@@ -268,6 +319,57 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn read_from_its_end_the_log_tells_the_same(
+        frames in frames(),
+        base in proptest::collection::btree_map(0..12u8, 0..15u64, 0..10),
+        until in prop_oneof![3 => Just(100u64), 1 => 0..30u64],
+        ends in proptest::collection::btree_set(1..30u64, 0..5),
+    ) {
+        let (base, ends): (Vec<_>, Vec<_>) = (base.into_iter().collect(), ends.into_iter().collect());
+        let frames: Vec<Plain> = frames.into_iter().filter(|(is_copy, ..)| !is_copy).collect();
+        let expected = expected(&frames, &base, false, until);
+        // In the least of these the changes go to a file, before or after documents have gone out.
+        for memory in [0, 600, 2500, 3000, 1 << 20] {
+            let got = from_end(&frames, &base, until, &ends, memory);
+            match &expected {
+                Err(_) => prop_assert!(got.is_err()),
+                Ok(_) => prop_assert_eq!(&got, &expected, "with {:?} bytes", memory),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_has_gone_out_is_not_left_over() {
+    let (keys, base) = (Hashes::default(), [(1, 3), (2, 3)]);
+    let frames = [
+        (false, Kind::Document, vec![(1, 1, 5), (2, 2, 5), (3, 3, 2)]),
+        (false, Kind::Patch, vec![(1, 9, 6)]),
+        (false, Kind::Tombstone, vec![(2, 0, 7)]),
+    ];
+    let mut changes = Changes::new(keys.clone(), Expected::default(), 1 << 20, tempfile::tempfile, false).unwrap();
+    for (number, (_, kind, all)) in frames.iter().enumerate().rev() {
+        let (frame, mut hashes) = (frame(kind.clone(), all), Vec::new());
+        keys.of_batch(&frame.batch, &mut hashes);
+        changes.add_log_frame(number as u32, (&frame, &hashes), (0, 9)).unwrap();
+    }
+    // The second is deleted, the third was put while the oldest layer was still read.
+    assert_eq!(settled(&mut changes, 0, &frames[0], &keys, 3), [(1, b"+\x01+\x09".to_vec())]);
+    assert!(settled(&mut changes, 0, &frames[0], &keys, 3).is_empty());
+    let mut driven = Driven { frames: &frames, ordered: false, here: Vec::new(), rest: Vec::new() };
+    let Finished::Whole(mut overlay) = changes.finish().unwrap() else { panic!() };
+    for (key, read) in base {
+        driven.document(&mut overlay, keys.of(&[key]), key, at(read));
+    }
+    assert!(driven.here.is_empty());
+    driven.left(&mut overlay, 12).unwrap();
+    assert_eq!(driven.rest, [(Spot { frame: 0, doc: 2 }, 3, b"+\x03".to_vec())]);
 }
 
 #[test]
