@@ -13,9 +13,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Keys that are remembered.
 const KEPT: usize = 64;
 
+/// The head of an object, and its key.
+type Known = (Vec<u8>, FileKey);
+
 /// Keys of objects, found by their heads.
 #[derive(Clone, Default)]
-pub(super) struct FileKeys(Arc<Mutex<VecDeque<(Vec<u8>, FileKey)>>>);
+pub(super) struct FileKeys(Arc<Mutex<VecDeque<Known>>>);
 
 impl FileKeys {
     /// What decrypts the object with this head: its key, if that is remembered, or else the identities.

@@ -14,8 +14,6 @@ use std::sync::Arc;
 
 /// Bytes of frames of the log that are read at once.
 const GROUP: usize = 4 * FRAME;
-/// Bytes of frames that wait, decoded, for the rest of their object: more than most objects hold.
-const WAITING: usize = 24 << 20;
 /// Decoded frames that are kept of those that an ordered collection goes back to.
 const RECENT: usize = 8;
 
@@ -180,13 +178,13 @@ impl Bodies {
         Bodies { reader, frames, kept: HashMap::new(), room: 0, recent: VecDeque::new() }
     }
 
-    /// Which frames are to be decoded whole if those of each object wait for the rest of it: what is put by
-    /// objects that are too large for that is decoded when its bodies are wanted.
-    pub fn that_wait(frames: &[ChangeFrame], objects: &[Range<usize>]) -> Vec<bool> {
+    /// Which frames are to be decoded whole if those of each object wait for the rest of it: if there is no room
+    /// for what an object puts, that is decoded when its bodies are wanted.
+    pub fn that_may_wait(frames: &[ChangeFrame], objects: &[Range<usize>], room: usize) -> Vec<bool> {
         let mut wait: Vec<bool> = frames.iter().map(ChangeFrame::is_patch).collect();
         for object in objects {
             let puts = || object.clone().filter(|number| frames[*number].is_put());
-            if puts().map(|number| frames[number].raw()).sum::<usize>() <= WAITING {
+            if puts().map(|number| frames[number].raw()).sum::<usize>() <= room {
                 puts().for_each(|number| wait[number] = true);
             }
         }

@@ -171,7 +171,6 @@ impl Merge {
         let layers = frames.iter().take_while(|f| matches!(f, ChangeFrame::Layer(_))).count();
         let from_end = !self.ordered && layers == 0 && expected.bytes <= most;
         let (memory, room) = match expected.bytes <= most {
-            true if from_end => (most, 0),
             true => (most, (most - expected.bytes).min(self.share.bytes / 4)),
             // Most of them will be in the file anyway: what is decoded ahead and sorted has its room, too.
             false => (self.share.bytes / 4 * if self.ordered { 2 } else { 3 }, self.share.bytes / 16),
@@ -183,11 +182,11 @@ impl Merge {
             false => vec![layers..frames.len(), 0..layers],
         };
         let whole = match from_end {
-            true => Bodies::that_wait(&frames, &order),
+            true => Bodies::that_may_wait(&frames, &order, room),
             // What would not stay here is decoded when its bodies are wanted.
             false => Bodies::that_fit(&frames, order.iter().cloned().flatten(), room),
         };
-        self.bodies.room = room;
+        self.bodies.room = if from_end { 0 } else { room };
         let groups: Vec<_> = order.into_iter().flat_map(|part| groups(&frames, part)).collect();
         let (reader, hashes) = (self.bodies.reader.clone(), self.hashes.clone());
         let mut reading = stream::iter(groups)
