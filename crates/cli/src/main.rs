@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     };
     let ui = Arc::new(Ui::new(&cli.global));
     ui::log::listen(&ui, cli.global.verbose);
+    give_way(cli.command.niceness());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD).build()
     {
         Ok(runtime) => runtime,
@@ -35,6 +36,17 @@ fn main() -> ExitCode {
     // Work that was given up may still be in a system call; nothing depends on it.
     runtime.shutdown_background();
     ExitCode::from(exit.code())
+}
+
+/// Gives way to all that is less nice. Threads take it from the one that starts them, so this comes before there are
+/// others. Nothing depends on it: a process that may not is no worse than before.
+fn give_way(niceness: i32) {
+    #[cfg(target_os = "linux")]
+    if rustix::process::getpriority_process(None).is_ok_and(|now| now < niceness) {
+        let _ = rustix::process::setpriority_process(None, niceness);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = niceness;
 }
 
 async fn run(cli: Cli, ui: Arc<Ui>) -> Exit {

@@ -55,6 +55,31 @@ fn a_backup_stops_cleanly() {
     }
 }
 
+/// How nice a process is (proc(5): the 17th number after the name).
+#[cfg(target_os = "linux")]
+fn niceness(process: &str) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_backup_gives_way_to_the_database() {
+    let ours = niceness("self");
+    for (options, expected) in
+        [(&[][..], ours.max(10)), (&["--nice", "0"], ours), (&["--nice", "17"], ours.max(17)), (&["--live"], ours)]
+    {
+        let host = with_endless_attachment();
+        let mut child = host.command(&[&["backup", "folder:lib", "--to", "v"], options].concat()).spawn().unwrap();
+        let parts = host.path("v/parts");
+        wait_until("the first part", || parts.exists());
+        let nice = niceness(&child.id().to_string());
+        signal(&child, "-KILL");
+        child.wait().unwrap();
+        assert_eq!(nice, expected, "{options:?}");
+    }
+}
+
 #[test]
 fn a_copy_stops_cleanly_and_takes_back_what_it_wrote() {
     let host = Host::new();

@@ -62,11 +62,22 @@ pub struct Args {
     /// RavenDB: the type of that backup; a snapshot needs a license that allows it
     #[arg(long, value_enum, default_value = "snapshot", requires = "native_dir")]
     native_type: NativeTypeArg,
+    /// How much the backup gives way to the database and to all else that runs on this host: 0 not at all, 19
+    /// wholly; does not hold for --live (Linux)
+    #[arg(long, value_name = "0..19", default_value = "10", value_parser = clap::value_parser!(i32).range(0..=19))]
+    nice: i32,
     /// Then follow the source for ever, until Ctrl-C or SIGTERM
     #[arg(long)]
     pub live: bool,
     #[command(flatten)]
     pace: PaceArgs,
+}
+
+impl Args {
+    /// The niceness of the process; a backup that follows its source must keep up with it.
+    pub fn niceness(&self) -> i32 {
+        if self.live { 0 } else { self.nice }
+    }
 }
 
 /// A type of RavenDB's own backups.

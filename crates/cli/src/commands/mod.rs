@@ -56,6 +56,16 @@ pub enum Command {
     Completions(completions::Args),
 }
 
+impl Command {
+    /// How far the process is to give way to all others.
+    pub fn niceness(&self) -> i32 {
+        match self {
+            Command::Backup(args) => args.niceness(),
+            _ => 0,
+        }
+    }
+}
+
 /// Does what was asked for.
 pub async fn run(command: Command, context: &Context) -> Outcome {
     match command {

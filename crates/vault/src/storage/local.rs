@@ -5,6 +5,7 @@
 //! [`Storage::sync`] has flushed the folder. `docs/decisions/0001-storage.md` says why.
 
 use super::names::{TEMPORARY, check_name, check_prefix, is_component, split_prefix};
+use super::past_cache;
 use super::{Created, Entry, Storage};
 use crate::buffers::Buffers;
 use crate::vault_file::VAULT_FILE;
@@ -15,7 +16,7 @@ use futures::stream::{self, BoxStream};
 use model::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata};
-use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -262,7 +263,7 @@ impl Folder {
             }
             made => made?,
         };
-        file.as_file_mut().write_all(bytes)?;
+        past_cache::write(file.as_file_mut(), bytes)?;
         file.as_file().sync_all()?;
         Ok(file)
     }

@@ -7,6 +7,7 @@
 mod local;
 mod memory;
 mod names;
+mod past_cache;
 mod remote;
 mod url;
 
