@@ -1,12 +1,11 @@
 //! Streams the oldest layer that counts against the changes since, in bounded memory.
 //!
 //! Changes are read first. If memory holds them, the log is read from its end: what is put, and is neither put again
-//! nor deleted by what was read before, goes out at once. Of other puts all is read but the bodies. Then documents of the oldest layer pass by in
-//! their own order: what has not changed goes on as it is, and patches are applied on the way. If memory
-//! does not hold the changes, documents that have some wait for them, and come part by part (`parts.rs`);
-//! those of an ordered collection cannot wait, and each is looked up in a file (`blocks.rs`). Last come
-//! the documents that were put, in the order of the log, so that each of its frames is decoded twice at
-//! most.
+//! nor deleted by what was read before, goes out at once. Of other puts all is read but the bodies. Then documents of
+//! the oldest layer pass by in their own order: what has not changed goes on as it is, and patches are applied on the
+//! way. If memory does not hold the changes, documents that have some wait for them, and come part by part
+//! (`parts.rs`); those of an ordered collection cannot wait, and each is looked up in a file (`blocks.rs`). Last come
+//! the other documents that were put, in the order of the log, so that each of its frames is decoded twice at most.
 
 use crate::frame::Frame;
 use crate::read::ahead;
