@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 /// others. Nothing depends on it: a process that may not is no worse than before.
 fn give_way(niceness: i32) {
     #[cfg(target_os = "linux")]
-    if rustix::process::getpriority_process(None).is_ok_and(|now| now < niceness) {
+    if niceness > 0 && rustix::process::getpriority_process(None).is_ok_and(|now| now < niceness) {
         let _ = rustix::process::setpriority_process(None, niceness);
     }
     #[cfg(not(target_os = "linux"))]
