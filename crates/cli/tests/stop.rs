@@ -67,7 +67,7 @@ fn niceness(process: &str) -> i32 {
 fn a_backup_gives_way_to_the_database() {
     let ours = niceness("self");
     for (options, expected) in
-        [(&[][..], ours.max(10)), (&["--nice", "0"], ours), (&["--nice", "17"], ours.max(17)), (&["--live"], ours)]
+        [(&[][..], ours.max(15)), (&["--nice", "0"], ours), (&["--nice", "17"], ours.max(17)), (&["--live"], ours)]
     {
         let host = with_endless_attachment();
         let mut child = host.command(&[&["backup", "folder:lib", "--to", "v"], options].concat()).spawn().unwrap();
