@@ -70,7 +70,8 @@ fn a_backup_gives_way_to_the_database() {
         [(&[][..], ours.max(15)), (&["--nice", "0"], ours), (&["--nice", "17"], ours.max(17)), (&["--live"], ours)]
     {
         let host = with_endless_attachment();
-        let mut child = host.command(&[&["backup", "folder:lib", "--to", "v"], options].concat()).spawn().unwrap();
+        let mut command = host.command(&[&["backup", "folder:lib", "--to", "v"], options].concat());
+        let mut child = command.env_remove("REWOUND_NICE").spawn().unwrap();
         let parts = host.path("v/parts");
         wait_until("the first part", || parts.exists());
         let nice = niceness(&child.id().to_string());

@@ -64,7 +64,8 @@ pub struct Args {
     native_type: NativeTypeArg,
     /// How much the backup gives way to the database and to all else that runs on this host: 0 not at all, 19
     /// wholly; does not hold for --live (Linux)
-    #[arg(long, value_name = "0..19", default_value = "15", value_parser = clap::value_parser!(i32).range(0..=19))]
+    #[arg(long, value_name = "0..19", env = "REWOUND_NICE", hide_env_values = true, default_value = "15")]
+    #[arg(value_parser = clap::value_parser!(i32).range(0..=19))]
     nice: i32,
     /// Then follow the source for ever, until Ctrl-C or SIGTERM
     #[arg(long)]

@@ -108,6 +108,8 @@ impl Host {
             .current_dir(self.home.path())
             .env("REWOUND_CONFIG", self.path("config"))
             .env_remove("REWOUND_IDENTITY")
+            // Tests run side by side: who gives way to all others would wait for long.
+            .env("REWOUND_NICE", "0")
             .env("TZ", "UTC")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
