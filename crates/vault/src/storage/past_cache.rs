@@ -25,6 +25,7 @@ use linux::direct;
 mod linux {
     use super::*;
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    use std::io::Seek;
 
     /// Bytes of a file from which on it is worth it (1 MiB).
     const LARGE: usize = 1 << 20;
@@ -33,7 +34,7 @@ mod linux {
     /// What addresses and lengths must be multiples of, on all disks there are (open(2), O_DIRECT).
     const BLOCK: usize = 4096;
 
-    /// Writes the whole blocks of a large file; how many bytes that was: none if the file system refuses.
+    /// Writes the whole blocks of a large file; how many bytes that was: fewer if the file system refuses.
     pub(super) fn direct(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() < LARGE || set_direct(file, true).is_err() {
             return Ok(0);
@@ -49,24 +50,23 @@ mod linux {
         Ok(fcntl_setfl(file, flags)?)
     }
 
-    fn write_blocks(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
+    /// Gives the number of bytes that were written when the file system refused, or of all.
+    pub(super) fn write_blocks(file: &mut (impl Write + Seek), bytes: &[u8]) -> io::Result<usize> {
         let mut room = vec![0; ONCE + BLOCK];
         let start = room.as_ptr().align_offset(BLOCK).min(BLOCK);
-        let mut written = 0;
+        let begun = file.stream_position()?;
         for part in bytes.chunks(ONCE) {
             let blocks = &mut room[start..start + part.len()];
             blocks.copy_from_slice(part);
             match file.write_all(blocks) {
-                Err(e)
-                    if written == 0 && matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
-                {
-                    return Ok(0);
+                // A part of it may have been written before.
+                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                    return Ok((file.stream_position()? - begun) as usize);
                 }
                 done => done?,
             }
-            written += part.len();
         }
-        Ok(written)
+        Ok(bytes.len())
     }
 }
 
@@ -74,7 +74,7 @@ mod linux {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::io::{Read, Seek};
+    use std::io::{Cursor, Read, Seek, SeekFrom};
 
     #[test]
     fn files_of_any_size_hold_what_was_written() {
@@ -92,6 +92,40 @@ mod tests {
                 file.read_to_end(&mut read).unwrap();
                 assert!(read == [&bytes[..before], written, b"and more"].concat(), "{size} {from} {before}");
             }
+        }
+    }
+
+    /// A file system that writes so many bytes, some of them at once, and then refuses.
+    struct Refuses(Cursor<Vec<u8>>, usize);
+
+    impl Write for Refuses {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let left = self.1 - self.0.get_ref().len();
+            match left.min(bytes.len()).min(300_000) {
+                0 => Err(io::ErrorKind::InvalidInput.into()),
+                some => self.0.write(&bytes[..some]),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Refuses {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_was_written_before_a_refusal_is_not_written_again() {
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|n| n as u8).collect();
+        for most in [0, 4096, 1 << 20, (1 << 20) + 4096, 3_000_000] {
+            let mut file = Refuses(Cursor::default(), most);
+            assert_eq!(linux::write_blocks(&mut file, &bytes).unwrap(), most);
+            assert!(file.0.get_ref()[..] == bytes[..most]);
         }
     }
 
