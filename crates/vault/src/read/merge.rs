@@ -440,8 +440,7 @@ impl Merge {
                     self.emit(batch, i, Patched::ByWritten(&patches), applier, out).await?;
                     continue;
                 }
-                plain.docs.extend(batch.docs.get(i));
-                plain.attachments.extend(batch.attachments.get(i).cloned());
+                as_it_is(batch, i, &mut plain);
             }
             out.send(renumber(plain, self.bodies.layer(number))).await?;
         }
@@ -461,8 +460,7 @@ fn settle(
     let mut plain = retain(batch, |_| false);
     changes.settled(number, (&frame, hashes), latest, |i, patches| {
         let Some(patches) = patches else {
-            plain.docs.extend(batch.docs.get(i));
-            plain.attachments.extend(batch.attachments.get(i).cloned());
+            as_it_is(batch, i, &mut plain);
             return Ok(());
         };
         let body = batch.body_of(i);
@@ -470,6 +468,12 @@ fn settle(
     })?;
     into.add(renumber(plain, 0));
     Ok(())
+}
+
+/// Adds a document to a part of its batch ([`retain`]).
+fn as_it_is(batch: &Batch, i: usize, part: &mut Batch) {
+    part.docs.extend(batch.docs.get(i));
+    part.attachments.extend(batch.attachments.get(i).cloned());
 }
 
 /// Decodes frames, and hashes their keys while they are near.
